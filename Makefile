@@ -1,0 +1,78 @@
+# make demo   the forum question, answered       make test   the whole test suite
+# Either does everything with only Python, a C++ compiler and make; see CONTRIBUTING.md for the rest.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+SHELL := bash
+VENV := .venv
+BIN := $(VENV)/bin
+CXX_FILES = $(shell find csrc tests/cpp -name '*.[ch]pp')
+SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE $(shell find csrc python -not -name '__pycache__' -not -name '*.pyc')
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
+
+.PHONY: demo test bench lint format types symbols wheel sanitize test-emulated clean
+
+demo: $(VENV)/package
+	detconv demo $(ARGS)
+
+test: $(VENV)/package
+	python -m pytest $(ARGS)
+
+bench: $(VENV)/package
+	python bench/forward.py $(ARGS)
+
+lint: $(VENV)/tools
+	ruff check
+	ruff format --check
+	clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/tools
+	ruff check --fix
+	ruff format
+	clang-format -i $(CXX_FILES)
+
+types: $(VENV)/tools
+	mypy
+	python -m mypy.stubtest detconv._core
+
+# The objects of one instruction set must not offer code to the others.
+symbols: $(VENV)/package
+	.ci/check_symbols.sh build/cp*
+
+# libgomp stays outside the wheel: a second copy beside torch's would be a second OpenMP runtime in the process.
+wheel: $(VENV)/tools
+	rm -rf build/wheel dist
+	python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+
+sanitize: $(VENV)/tools
+	cmake -G Ninja -S . -B build/sanitize -DDETCONV_PYTHON=OFF -DDETCONV_SANITIZE=ON \
+	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g" -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+	cmake --build build/sanitize
+	build/sanitize/detconv_selftest
+
+# The golden hashes on processors that this machine is not: older x86-64 ones and aarch64, emulated.
+test-emulated: $(VENV)/tools
+	.ci/emulated.sh
+
+# torch first, by its exact version: a later requirement must not choose another build of it.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet $(TORCH)
+	touch $@
+
+$(VENV)/package: $(VENV)/torch $(SOURCES)
+	python -m pip install --quiet '.[torch,plot,test]'
+	touch $@
+
+$(VENV)/tools: pyproject.toml | $(VENV)/package
+	python -m pip install --quiet 'detconv[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

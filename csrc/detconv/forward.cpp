@@ -1,0 +1,46 @@
+#include "forward.hpp"
+
+#include <utility>
+
+namespace detconv {
+
+template <class T>
+void forward(const Convolution& g, const View<const T>& input, const View<const T>& weight, const T* bias,
+             Index bias_stride, const View<T>& output, const Summation& summation, const Execution& execution) {
+    const auto& [xn, xc, xh, xw] = input.strides;
+    const auto& [wo, wc, wh, ww] = weight.strides;
+    const auto& [yn, yo, yh, yw] = output.strides;
+    const MethodRow& method = row_of(summation.method());
+
+    Contraction c;
+    c.is_float32 = sizeof(T) == 4;
+    c.batches = g.samples;
+    c.groups = g.groups;
+    c.rows = g.group_outputs();
+    c.planes = g.group_channels();
+    c.columns = {g.out_height, g.out_width};
+    for (Index i = 0; i < g.kernel_height; ++i) c.row_taps.push_back(i * g.dilation.h);
+    for (Index j = 0; j < g.kernel_width; ++j) c.column_taps.push_back(j * g.dilation.w);
+    c.step = g.stride;
+    c.image_size = {g.height, g.width};
+    c.image_origin = {g.padding.top, g.padding.left};
+    c.image = {.data = input.data, .batch = xn, .group = c.planes * xc, .plane = xc, .h = xh, .w = xw};
+    c.panel = {.data = weight.data, .group = c.rows * wo, .row = wo, .plane = wc, .h = wh, .w = ww};
+    c.output = {.data = output.data, .batch = yn, .group = c.rows * yo, .row = yo, .h = yh, .w = yw};
+    c.bias = bias;
+    c.bias_group = c.rows * bias_stride;
+    c.bias_row = bias_stride;
+
+    c.program = lower(summation, {c.planes, g.kernel_height, g.kernel_width}, bias != nullptr, c.is_float32);
+    c.certified = method.certified;
+    c.accumulator = c.program.wide ? Accumulator::wide : c.is_float32 ? method.float32 : method.float64;
+    if (c.accumulator == Accumulator::kahan) c.rescue = lower_naive(summation, c.terms(), bias != nullptr);
+    run(std::move(c), execution);
+}
+
+template void forward(const Convolution&, const View<const float>&, const View<const float>&, const float*, Index,
+                      const View<float>&, const Summation&, const Execution&);
+template void forward(const Convolution&, const View<const double>&, const View<const double>&, const double*, Index,
+                      const View<double>&, const Summation&, const Execution&);
+
+}  // namespace detconv

@@ -1,0 +1,58 @@
+// Sizes, strides and checks of a convolution. Everything here is 64-bit and refuses to overflow.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace detconv {
+
+using Index = std::int64_t;
+
+// Names a bad argument, what came and what is valid; becomes ValueError in Python.
+struct InvalidArgument : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
+// a * b, a + b; throw InvalidArgument (naming `what`) where the result does not fit 64 bits.
+Index checked_multiply(Index a, Index b, const char* what);
+Index checked_add(Index a, Index b, const char* what);
+
+// A strided four-dimensional array; strides in elements, any sign.
+template <class T>
+struct View {
+    T* data = nullptr;
+    std::array<Index, 4> shape{}, strides{};
+};
+
+struct Extent {
+    Index h = 0, w = 0;
+};
+
+struct Padding {
+    Index top = 0, bottom = 0, left = 0, right = 0;
+};
+
+// conv2d as its caller states it, checked.
+struct Convolution {
+    Index samples, in_channels, height, width;
+    Index out_channels, kernel_height, kernel_width;
+    Extent stride, dilation;
+    Padding padding;
+    Index groups;
+    Index out_height, out_width;
+
+    Index group_channels() const { return in_channels / groups; }
+    Index group_outputs() const { return out_channels / groups; }
+    Index terms() const { return group_channels() * kernel_height * kernel_width; }
+};
+
+// Checks every rule of conv2d and computes the output's size. Throws InvalidArgument.
+Convolution make_convolution(const std::array<Index, 4>& input, const std::array<Index, 4>& weight, Extent stride,
+                             Padding padding, Extent dilation, Index groups);
+
+// The padding that torch calls "same": dilation * (kernel - 1) in all, the odd one to the right. Needs stride 1.
+Padding same_padding(const std::array<Index, 4>& weight, Extent stride, Extent dilation);
+
+}  // namespace detconv

@@ -1,0 +1,364 @@
+// Compiled once per instruction set, with DETCONV_ISA naming it: the table of tile kernels and the few loops over memory
+// that feed them. No standard library code that could be shared with another instruction set's object is used here.
+#include "kernels.hpp"
+
+#include "contraction.hpp"
+
+namespace detconv::DETCONV_ISA {
+namespace {
+
+// Widths of the vectors: all the lanes of a register, and half of them for problems with few output channels.
+#if defined(__AVX512F__)
+constexpr int register_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int register_bytes = 32;
+#else
+constexpr int register_bytes = 16;
+#endif
+using F = Lanes<float, register_bytes / 4>;
+using D = Lanes<double, register_bytes / 8>;
+
+template <class U, class V>
+DETCONV_INLINE U output_of(V total) {
+    return canonical(total.template to<typename U::Element>());
+}
+
+template <class Arithmetic, class Term, class S>
+void store(const TileOutput& out) {
+    using V = typename Arithmetic::Lanes;
+    using U = Lanes<Term, V::size>;
+    constexpr int L = V::size, lanes = S::vectors * L;
+    const auto* totals = static_cast<const typename V::Element*>(out.totals);
+    auto* const output = static_cast<Term*>(out.output);
+
+    if constexpr (S::side == Side::columns) {
+        constexpr int columns = S::per_row * L;
+        for (int m = 0; m < out.rows; ++m)
+            for (int h = 0; h < out.image_rows; ++h) {
+                const auto* from = totals + m * lanes + h * columns;
+                Term* to = output + m * out.row_stride + h * out.image_row_stride;
+                for (int w = 0; w < out.columns; w += L) {
+                    const U values = output_of<U>(V::load(from + w));
+                    const int count = out.columns - w < L ? out.columns - w : L;
+                    if (out.column_stride != 1)
+                        for (int i = 0; i < count; ++i) to[(w + i) * out.column_stride] = values.v[i];
+                    else if (count == L)
+                        values.store(to + w);
+                    else
+                        values.store_first(to + w, count);
+                }
+            }
+    } else {
+        for (int h = 0; h < out.image_rows; ++h) {
+            const auto* from = totals + h * S::per_row * lanes;
+            Term* to = output + h * out.image_row_stride;
+            for (int m = 0; m < out.rows; m += L) {
+                const int rows = out.rows - m < L ? out.rows - m : L;
+                if (out.row_stride == 1) {  // channels last: a column's rows lie side by side
+                    for (int w = 0; w < out.columns; ++w)
+                        output_of<U>(V::load(from + w * lanes + m)).store_first(to + w * out.column_stride + m, rows);
+                    continue;
+                }
+                for (int w = 0; w < out.columns; w += L) {
+                    const int count = out.columns - w < L ? out.columns - w : L;
+                    U square[L];
+                    for (int i = 0; i < L; ++i)
+                        square[i] = i < count ? output_of<U>(V::load(from + (w + i) * lanes + m)) : U::zero();
+                    transpose(square);
+                    for (int i = 0; i < rows; ++i) {
+                        Term* row = to + (m + i) * out.row_stride + w * out.column_stride;
+                        if (out.column_stride != 1)
+                            for (int j = 0; j < count; ++j) row[j * out.column_stride] = square[i].v[j];
+                        else if (count == L)
+                            square[i].store(row);
+                        else
+                            square[i].store_first(row, count);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Replaces each total by the value it rounds to and marks those whose certificate does not hold.
+template <class Arithmetic, class Term, class S>
+bool certify(const Certificate& c) {
+    using V = typename Arithmetic::Lanes;
+    constexpr int L = V::size;
+    constexpr bool rows_are_lanes = S::side == Side::rows;
+    static_assert(sizeof(typename V::Element) == 8);
+    auto* const totals = static_cast<double*>(c.totals);
+    bool all = true;
+    for (int j = 0; j < S::broadcasts; ++j)
+        for (int n = 0; n < S::vectors; ++n) {
+            double* const at = totals + (j * S::vectors + n) * L;
+            V row_bound, bias_bound, norm;
+            if constexpr (rows_are_lanes) {
+                row_bound = V::load(c.row_bound + n * L), bias_bound = V::load(c.bias_bound + n * L);
+                norm = V::broadcast(c.column_norm[j / S::per_row * c.column_norm_stride + j % S::per_row]);
+            } else {
+                row_bound = V::broadcast(c.row_bound[j]), bias_bound = V::broadcast(c.bias_bound[j]);
+                norm = V::load(c.column_norm + n / S::per_row * c.column_norm_stride + n % S::per_row * L);
+            }
+            const V bound = row_bound * norm + bias_bound, s = V::load(at);
+            typename V::Mask certain;
+            if constexpr (sizeof(Term) == 4) {
+                // The slack covers the rounding of s - bound and s + bound themselves. A total that is not finite comes
+                // from terms that are not finite (sums of float products cannot overflow a double), and stands.
+                const V slack = (bound + abs(s) * V::broadcast(0x1p-52)) * V::broadcast(1 + 0x1p-40);
+                const auto low = (s - slack).template to<float>(), high = (s + slack).template to<float>();
+                certain = (low.template to<double>() == high.template to<double>()) | ((s - s) != V::zero());
+            } else {
+                const V c_part = V::load(at + S::vectors * S::broadcasts * L);
+                const V rounded = s + c_part, part = rounded - s;
+                const V rest = (s - (rounded - part)) + (c_part - part);  // exact: rounded + rest = s + c
+                const V slack = (bound + abs(rest) * V::broadcast(0x1p-50) + V::broadcast(0x1p-1022)) * V::broadcast(1 + 0x1p-40);
+                certain = (rounded + (rest - slack) == rounded) & (rounded + (rest + slack) == rounded) &
+                          ((rounded - rounded) == V::zero());
+                rounded.store(at);
+            }
+            std::uint8_t* const uncertain = c.uncertain + (j * S::vectors + n) * L;
+            for (int i = 0; i < L; ++i) {
+                uncertain[i] = certain[i] == 0;
+                all &= certain[i] != 0;
+            }
+        }
+    return all;
+}
+
+template <class Arithmetic, class Term, class S>
+constexpr TileKernel row(double fused_cycles, double rounded_cycles) {
+    using V = typename Arithmetic::Lanes;
+    TileKernel k{};
+    k.is_float32 = sizeof(Term) == 4;
+    k.side = S::side;
+    k.lanes = V::size, k.vectors = S::vectors, k.broadcasts = S::broadcasts, k.per_row = S::per_row;
+    k.fused_cycles = static_cast<float>(fused_cycles), k.rounded_cycles = static_cast<float>(rounded_cycles);
+    k.run = contract<Arithmetic, Term, S>;
+    k.store = store<Arithmetic, Term, S>;
+    if constexpr (requires(Arithmetic a) { Kahan<V>(a); }) {
+        k.accumulator = Accumulator::kahan;
+        k.rescue = contract<Plain<V>, Term, S>;
+    } else if constexpr (requires(Arithmetic a) { Wide<V>(a); }) {
+        k.accumulator = Accumulator::wide;
+        k.certify = certify<Arithmetic, Term, S>;
+    } else if constexpr (requires(Arithmetic a) { Twofold<V>(a); }) {
+        k.accumulator = Accumulator::twofold;
+        k.certify = certify<Arithmetic, Term, S>;
+    } else {
+        k.accumulator = Accumulator::plain;
+    }
+    return k;
+}
+
+template <int Vectors, int Broadcasts, int PerRow = Broadcasts>
+using Rows = Shape<Side::rows, Vectors, Broadcasts, PerRow>;
+template <int Vectors, int Broadcasts, int PerRow = Vectors>
+using Columns = Shape<Side::columns, Vectors, Broadcasts, PerRow>;
+
+// Cycles per term on Zen 4, which adds and multiplies 64 bytes a cycle on separate pipes. Embedded broadcasts (one
+// vector of rows) run at full speed, a broadcast shared by two vectors costs the rounded form a third.
+#if defined(__AVX512F__)
+using F8 = Lanes<float, 8>;
+constexpr TileKernel tiles[] = {
+    row<Plain<F>, float, Rows<2, 14>>(29, 45),
+    row<Plain<F>, float, Rows<2, 12>>(25, 39),
+    row<Plain<F>, float, Rows<2, 14, 7>>(29, 45),
+    row<Plain<F>, float, Rows<2, 8>>(18, 26),
+    row<Plain<F>, float, Rows<1, 28>>(29, 29),
+    row<Plain<F>, float, Rows<1, 28, 14>>(29, 29),
+    row<Plain<F>, float, Rows<1, 28, 7>>(29, 29),
+    row<Plain<F>, float, Rows<1, 24>>(25, 25),
+    row<Plain<F>, float, Rows<1, 16>>(18, 18),
+    row<Plain<F8>, float, Rows<1, 28>>(16, 16),
+    row<Plain<F8>, float, Rows<1, 28, 14>>(16, 16),
+    row<Plain<F>, float, Columns<3, 8>>(26, 30),
+    row<Plain<F>, float, Columns<1, 8>>(12, 12),
+    row<Plain<F>, float, Columns<4, 1, 2>>(6, 6),
+    row<Plain<F>, float, Columns<4, 1>>(6, 6),
+    row<Plain<F>, float, Columns<4, 1, 1>>(6, 6),
+    row<Plain<F8>, float, Columns<7, 1, 1>>(7, 7),
+    row<Plain<F8>, float, Columns<7, 1>>(7, 7),
+
+    row<Kahan<F>, float, Rows<1, 14>>(30, 44),
+    row<Kahan<F>, float, Rows<1, 12>>(26, 38),
+    row<Kahan<F>, float, Rows<1, 14, 7>>(30, 44),
+    row<Kahan<F8>, float, Rows<1, 14>>(17, 24),
+    row<Kahan<F>, float, Columns<2, 6>>(27, 38),
+    row<Kahan<F>, float, Columns<4, 1, 2>>(12, 16),
+    row<Kahan<F>, float, Columns<4, 1, 1>>(12, 16),
+
+    row<Wide<D>, float, Rows<1, 28>>(29, 90),
+    row<Wide<D>, float, Rows<1, 28, 14>>(29, 90),
+    row<Wide<D>, float, Rows<1, 28, 7>>(29, 90),
+    row<Wide<D>, float, Rows<1, 24>>(25, 78),
+    row<Wide<D>, float, Rows<1, 16>>(18, 52),
+    row<Wide<D>, float, Columns<3, 8>>(27, 80),
+    row<Wide<D>, float, Columns<4, 1, 2>>(8, 16),
+    row<Wide<D>, float, Columns<4, 1, 1>>(8, 16),
+
+    row<Plain<D>, double, Rows<2, 14>>(29, 45),
+    row<Plain<D>, double, Rows<2, 14, 7>>(29, 45),
+    row<Plain<D>, double, Rows<1, 28>>(29, 29),
+    row<Plain<D>, double, Rows<1, 28, 14>>(29, 29),
+    row<Plain<D>, double, Columns<3, 8>>(26, 30),
+    row<Plain<D>, double, Columns<4, 1, 1>>(6, 6),
+    row<Kahan<D>, double, Rows<1, 14>>(30, 44),
+    row<Kahan<D>, double, Rows<1, 14, 7>>(30, 44),
+    row<Kahan<D>, double, Columns<4, 1, 1>>(12, 16),
+    row<Twofold<D>, double, Rows<1, 12>>(72, 72),
+    row<Twofold<D>, double, Rows<1, 14, 7>>(84, 84),
+    row<Twofold<D>, double, Columns<4, 1, 1>>(24, 24),
+};
+#elif defined(__AVX2__)
+constexpr TileKernel tiles[] = {
+    row<Plain<F>, float, Rows<2, 6>>(6.3, 7),
+    row<Plain<F>, float, Rows<1, 12>>(7.5, 7.5),
+    row<Plain<F>, float, Rows<1, 14, 7>>(8.5, 8.5),
+    row<Plain<F>, float, Rows<1, 14>>(8.5, 8.5),
+    row<Plain<F>, float, Columns<3, 4>>(6.5, 7),
+    row<Plain<F>, float, Columns<4, 1, 2>>(4, 4),
+    row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),
+    row<Plain<F>, float, Columns<7, 1>>(6, 6),
+
+    row<Kahan<F>, float, Rows<1, 6>>(8, 11),
+    row<Kahan<F>, float, Rows<1, 7>>(10, 13),
+    row<Kahan<F>, float, Columns<4, 1, 1>>(7, 9),
+
+    row<Wide<D>, float, Rows<2, 6>>(6.3, 20),
+    row<Wide<D>, float, Rows<1, 12>>(7.5, 20),
+    row<Wide<D>, float, Rows<2, 7>>(8.5, 24),
+    row<Wide<D>, float, Columns<3, 4>>(7, 20),
+    row<Wide<D>, float, Columns<4, 1, 1>>(5, 8),
+
+    row<Plain<D>, double, Rows<2, 6>>(6.3, 7),
+    row<Plain<D>, double, Rows<2, 7>>(8.5, 9),
+    row<Plain<D>, double, Columns<3, 4>>(6.5, 7),
+    row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
+    row<Kahan<D>, double, Rows<1, 6>>(8, 11),
+    row<Kahan<D>, double, Columns<4, 1, 1>>(7, 9),
+    row<Twofold<D>, double, Rows<1, 6>>(18, 18),
+    row<Twofold<D>, double, Columns<4, 1, 1>>(12, 12),
+};
+#elif defined(DETCONV_ISA_NEON)
+constexpr TileKernel tiles[] = {
+    row<Plain<F>, float, Rows<2, 12>>(12, 12),
+    row<Plain<F>, float, Rows<2, 14, 7>>(14, 14),
+    row<Plain<F>, float, Columns<3, 8>>(12, 12),
+    row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),
+    row<Kahan<F>, float, Rows<1, 12>>(24, 24),
+    row<Kahan<F>, float, Columns<4, 1, 1>>(8, 8),
+    row<Wide<D>, float, Rows<2, 12>>(12, 40),
+    row<Wide<D>, float, Columns<4, 1, 1>>(4, 10),
+    row<Plain<D>, double, Rows<2, 12>>(12, 12),
+    row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
+    row<Kahan<D>, double, Rows<1, 12>>(24, 24),
+    row<Kahan<D>, double, Columns<4, 1, 1>>(8, 8),
+    row<Twofold<D>, double, Rows<1, 8>>(40, 40),
+    row<Twofold<D>, double, Columns<4, 1, 1>>(20, 20),
+};
+#else
+constexpr TileKernel tiles[] = {
+    row<Plain<F>, float, Rows<2, 4>>(80, 9),
+    row<Plain<F>, float, Columns<4, 1, 1>>(40, 5),
+    row<Kahan<F>, float, Rows<1, 4>>(44, 12),
+    row<Kahan<F>, float, Columns<4, 1, 1>>(44, 12),
+    row<Wide<D>, float, Rows<2, 4>>(9, 20),
+    row<Wide<D>, float, Columns<4, 1, 1>>(5, 10),
+    row<Plain<D>, double, Rows<2, 4>>(80, 9),
+    row<Plain<D>, double, Columns<4, 1, 1>>(40, 5),
+    row<Kahan<D>, double, Rows<1, 4>>(44, 12),
+    row<Kahan<D>, double, Columns<4, 1, 1>>(44, 12),
+    row<Twofold<D>, double, Rows<1, 4>>(80, 80),
+    row<Twofold<D>, double, Columns<4, 1, 1>>(80, 80),
+};
+#endif
+
+// Terms of a row lie side by side in memory, terms of a panel a row apart: squares are transposed in registers.
+template <class Term, class Element>
+void pack(const PanelSource& from, Element* panel) {
+    using V = Lanes<Term, register_bytes / sizeof(Term)>;
+    constexpr int L = V::size;
+    const auto* data = static_cast<const Term*>(from.data);
+    for (int m = 0; m < from.width; m += L) {
+        const int lanes = from.width - m < L ? from.width - m : L;
+        const int rows = from.rows - m < L ? from.rows - m : L;
+        for (Index segment = 0; segment < from.segments; ++segment) {
+            const Index first = segment * from.segment_terms;
+            for (Index k = 0; k < from.segment_terms; k += L) {
+                const Index terms = from.segment_terms - k < L ? from.segment_terms - k : L;
+                V square[L];
+                for (int i = 0; i < L; ++i) {
+                    square[i] = V::zero();
+                    if (i >= rows) continue;
+                    const Term* source = data + (m + i) * from.row_stride + segment * from.segment_stride + k;
+                    if (terms == L)
+                        square[i] = V::load(source);
+                    else
+                        for (Index t = 0; t < terms; ++t) square[i].v[t] = source[t];
+                }
+                transpose(square);
+                for (Index t = 0; t < terms; ++t) {
+                    const Index r = from.position ? from.position[first + k + t] : first + k + t;
+                    const auto values = square[t].template to<Element>();
+                    if (lanes == L)
+                        values.store(panel + r * from.width + m);
+                    else
+                        values.store_first(panel + r * from.width + m, lanes);
+                }
+            }
+        }
+    }
+}
+
+template <class Term, class Element>
+void copy(const Term* source, Index stride, Index count, Element* target) {
+    using V = Lanes<Element, register_bytes / sizeof(Element)>;
+    Index i = 0;
+    if (stride == 1)
+        for (; i + V::size <= count; i += V::size) V::load(source + i).store(target + i);
+    for (; i < count; ++i) target[i] = static_cast<Element>(source[i * stride]);
+}
+
+// target[i] += magnitude(source[i]), in double.
+template <class Term, class Magnitude>
+DETCONV_INLINE void accumulate(const Term* source, Index count, double* target, Magnitude magnitude) {
+    Index i = 0;
+    for (; i + D::size <= count; i += D::size) (D::load(target + i) + magnitude(D::load(source + i))).store(target + i);
+    for (; i < count; ++i)
+        target[i] = (D::broadcast(target[i]) + magnitude(D::broadcast(static_cast<double>(source[i])))).v[0];
+}
+
+template <class Term>
+void add_squares(const Term* source, Index count, double* target) {
+    accumulate(source, count, target, [](D x) { return x * x; });
+}
+
+void add_magnitudes(const double* source, Index count, double* target) {
+    accumulate(source, count, target, [](D x) { return abs(x); });
+}
+
+void add(const double* source, Index count, double* target) {
+    accumulate(source, count, target, [](D x) { return x; });
+}
+
+}  // namespace
+
+const Kernels kernels = {
+#define DETCONV_NAME(isa) DETCONV_TEXT(isa)
+#define DETCONV_TEXT(isa) #isa
+    .name = DETCONV_NAME(DETCONV_ISA),
+    .tiles = tiles,
+    .pack_float = pack<float, float>,
+    .pack_float_wide = pack<float, double>,
+    .pack_double = pack<double, double>,
+    .copy_float = copy<float, float>,
+    .copy_float_wide = copy<float, double>,
+    .copy_double = copy<double, double>,
+    .add_squares_float = add_squares<float>,
+    .add_squares_double = add_squares<double>,
+    .add_magnitudes_double = add_magnitudes,
+    .add = add,
+};
+
+}  // namespace detconv::DETCONV_ISA

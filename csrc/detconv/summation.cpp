@@ -1,0 +1,146 @@
+#include "summation.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "order.hpp"
+
+namespace detconv {
+namespace {
+
+constexpr std::array<const char*, 2> products_names{"fused", "rounded"}, bias_names{"last", "first"},
+    samples_names{"tree", "sequence"};
+constexpr std::array<const char*, 3> axis_names{"c", "kh", "kw"};
+
+template <std::size_t N>
+std::size_t index_of(std::string_view value, const std::array<const char*, N>& names, const char* field) {
+    if (const auto found = std::ranges::find(names, value); found != names.end())
+        return static_cast<std::size_t>(found - names.begin());
+    std::string valid;
+    for (const char* name : names) valid += (valid.empty() ? "\"" : ", \"") + std::string(name) + '"';
+    throw InvalidArgument(std::string(field) + " must be one of " + valid + "; got \"" + std::string(value) + '"');
+}
+
+constexpr auto method_names = [] {
+    std::array<const char*, methods.size()> names{};
+    std::ranges::transform(methods, names.begin(), &MethodRow::name);
+    return names;
+}();
+
+// "kh,kw,c" to {1, 2, 0}; false when the text is no list of axis names at all.
+bool parse_loops(std::string_view text, std::array<int, 3>& loops) {
+    std::array<bool, 3> seen{};
+    for (std::size_t position = 0; position < 3; ++position) {
+        const std::size_t comma = text.find(',');
+        if ((comma == text.npos) != (position == 2)) return false;
+        std::string_view word = text.substr(0, comma);
+        while (word.starts_with(' ')) word.remove_prefix(1);
+        while (word.ends_with(' ')) word.remove_suffix(1);
+        const auto axis = static_cast<std::size_t>(std::ranges::find(axis_names, word) - axis_names.begin());
+        if (axis == 3 || std::exchange(seen[axis], true)) return false;
+        loops[position] = static_cast<int>(axis);
+        if (comma != text.npos) text.remove_prefix(comma + 1);
+    }
+    return true;
+}
+
+// The sequence of a loop order: position to term number. Empty for the identity.
+std::vector<Index> sequence_of(const std::array<int, 3>& loops, const std::array<Index, 3>& extents) {
+    if (loops == std::array<int, 3>{0, 1, 2}) return {};
+    const std::array<Index, 3> strides{extents[1] * extents[2], extents[2], 1};
+    auto axis = [&](int level) { return static_cast<std::size_t>(loops[static_cast<std::size_t>(level)]); };
+    std::vector<Index> sequence;
+    sequence.reserve(static_cast<std::size_t>(extents[0] * extents[1] * extents[2]));
+    for (Index a = 0; a < extents[axis(0)]; ++a)
+        for (Index b = 0; b < extents[axis(1)]; ++b)
+            for (Index c = 0; c < extents[axis(2)]; ++c)
+                sequence.push_back(a * strides[axis(0)] + b * strides[axis(1)] + c * strides[axis(2)]);
+    return sequence;
+}
+
+// Blocks of `block` terms, joined as a binary counter joins: once for every trailing zero bit of the block's number
+// (from 1), older + newer; what is left at the end is folded from newest to oldest.
+void emit_terms(Program& program, Op op, Index terms, Index block, bool start_with_bias) {
+    program.code.push_back({start_with_bias ? Op::bias : Op::zero});
+    int depth = 0;
+    Index number = 0;
+    for (Index begin = 0; begin < terms; begin += std::min(block, terms - begin)) {
+        if (number++ > 0) {
+            program.code.push_back({Op::push});
+            program.code.push_back({Op::zero});
+            program.depth = std::max(program.depth, ++depth);
+        }
+        program.code.push_back({op, false, begin, begin + std::min(block, terms - begin)});
+        for (int joins = std::countr_zero(static_cast<std::uint64_t>(number)); joins > 0; --joins, --depth)
+            program.code.push_back({Op::join});
+    }
+    for (; depth > 0; --depth) program.code.push_back({Op::join});
+}
+
+Program lower_loops(const Summation& s, Index terms, Index block, bool fused, bool has_bias) {
+    Program program;
+    const bool first = has_bias && s.bias() == BiasPosition::first;
+    emit_terms(program, fused ? Op::fused : Op::rounded, terms, block, first);
+    if (has_bias && !first) program.code.push_back({Op::add_bias});
+    return program;
+}
+
+}  // namespace
+
+const char* name_of(Products value) { return products_names[static_cast<std::size_t>(value)]; }
+const char* name_of(BiasPosition value) { return bias_names[static_cast<std::size_t>(value)]; }
+const char* name_of(Samples value) { return samples_names[static_cast<std::size_t>(value)]; }
+
+Summation::Summation(std::string_view method, std::string_view order, std::string_view products, std::string_view bias,
+                     Index block, std::string_view samples)
+    : method_(methods[index_of(method, method_names, "method")].method),
+      products_(static_cast<Products>(index_of(products, products_names, "products"))),
+      bias_(static_cast<BiasPosition>(index_of(bias, bias_names, "bias"))),
+      samples_(static_cast<Samples>(index_of(samples, samples_names, "samples"))),
+      block_(block) {
+    constexpr Index default_block = 64;
+    if (block < 1 || block > 0x7fffffff)
+        throw InvalidArgument("block must be between 1 and 2147483647; got " + std::to_string(block));
+    if (block != default_block && method_ != Method::pairwise)
+        throw InvalidArgument("block is for method \"pairwise\" only; got block " + std::to_string(block) +
+                              " with method \"" + std::string(method) + '"');
+
+    if (parse_loops(order, loops_)) {
+        for (const int axis : loops_) order_ += (order_.empty() ? "" : ",") + std::string(axis_names[static_cast<std::size_t>(axis)]);
+        return;
+    }
+    if (order.find(',') != order.npos || order.find_first_of("0123456789") == order.npos)
+        throw InvalidArgument("order must be a permutation of \"c,kh,kw\" or a text in the order language, such as "
+                              "\"25x(+1){16x(+25){f0}} bias\"; got \"" + std::string(order) + '"');
+    expression_ = std::make_shared<const order::Expression>(order::parse(order));
+    order_ = order::print(*expression_);
+    if (method_ != Method::naive && method_ != Method::pairwise)
+        throw InvalidArgument("an explicit order fixes the accumulators: it goes with method \"naive\" or the default; got "
+                              "method \"" + std::string(method) + '"');
+    if (products_ != Products::fused || bias_ != BiasPosition::last || block != default_block)
+        throw InvalidArgument("an explicit order fixes products, bias and blocks: leave products, bias and block at their "
+                              "defaults; got products \"" + std::string(products) + "\", bias \"" + std::string(bias) +
+                              "\", block " + std::to_string(block));
+    method_ = Method::naive;
+}
+
+Program lower(const Summation& s, const std::array<Index, 3>& extents, bool has_bias, bool is_float32) {
+    const Index terms = extents[0] * extents[1] * extents[2];
+    if (s.has_explicit_order()) return order::lower(s.expression(), terms, has_bias, is_float32);
+    const MethodRow& row = row_of(s.method());
+    const bool fused = row.always_fused || s.products() == Products::fused;
+    const Index block = row.certified ? exact_block : s.block();
+    // A Twofold accumulator cannot be joined; its bound does not need it to be.
+    const bool blocks = row.blocks && (is_float32 ? row.float32 : row.float64) != Accumulator::twofold;
+    Program program = lower_loops(s, terms, blocks ? block : std::max<Index>(terms, 1), fused, has_bias);
+    if (!row.certified) program.sequence = sequence_of(s.loops(), extents);
+    program.wide = is_float32 && row.float32 == Accumulator::wide;
+    return program;
+}
+
+Program lower_naive(const Summation& s, Index terms, bool has_bias) {
+    return lower_loops(s, terms, std::max<Index>(terms, 1), s.products() == Products::fused, has_bias);
+}
+
+}  // namespace detconv

@@ -1,0 +1,90 @@
+// The interface between the driver, compiled once, and the kernels, compiled once per instruction set. Plain data only.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "summation.hpp"
+
+namespace detconv {
+
+// Which side of a tile lies along the lanes: panel rows (output channels) or columns (pixels of a row).
+enum class Side : std::uint8_t { rows, columns };
+
+struct Tile {
+    const void* panel;    // term r of the sequence at panel + r * panel_stride
+    Index panel_stride;   // in elements
+    const void* image;    // where the tile's first column reads a tap of 0
+    const Index* taps;    // element offset of each term of the sequence
+    Index row_step;       // elements between the image rows of the tile's columns; within a row columns are adjacent
+    const Instruction* code;
+    Index code_size;
+    const void* bias;  // of the tile's rows, in the accumulator's type
+    void* stack;       // Program::depth levels
+    void* totals;      // the accumulators' values: [broadcast][vector][lane]
+};
+
+// Where the totals of a tile go, rounded to the element type and canonical. Strides in elements.
+struct TileOutput {
+    const void* totals;
+    void* output;
+    Index row_stride, image_row_stride, column_stride;
+    int rows, image_rows, columns;  // how many of the tile's outputs are wanted
+};
+
+// Certificate of exact totals: |total - sum| <= row_bound * column_norm + bias_bound (exact.hpp). `certify` replaces
+// totals by what they round to, and marks those that may round either way with NaN in `uncertain`'s byte.
+struct Certificate {
+    void* totals;
+    const double* row_bound;
+    const double* bias_bound;
+    const double* column_norm;  // [image row][column], image rows apart by column_norm_stride
+    Index column_norm_stride;
+    std::uint8_t* uncertain;  // [broadcast][vector][lane], 1 where the certificate does not hold
+};
+
+// One row a kernel: the driver, the tests and the benches read this table; nothing runs that is not in it.
+struct TileKernel {
+    Accumulator accumulator;
+    bool is_float32;  // type of the terms
+    Side side;
+    int lanes, vectors, broadcasts, per_row;
+    float fused_cycles, rounded_cycles;  // per term, measured; the driver picks the cheapest shape for a problem
+
+    void (*run)(const Tile&);
+    void (*rescue)(const Tile&);  // the same shape with plain accumulators, for Kahan's non-finite totals
+    void (*store)(const TileOutput&);
+    bool (*certify)(const Certificate&);  // true where every total is certain
+
+    constexpr int rows() const { return side == Side::rows ? vectors * lanes : broadcasts; }
+    constexpr int image_rows() const { return (side == Side::rows ? broadcasts : vectors) / per_row; }
+    constexpr int columns() const { return side == Side::rows ? per_row : per_row * lanes; }  // per image row
+    constexpr int outputs() const { return lanes * vectors * broadcasts; }
+};
+
+// A panel to be packed: `rows` rows of terms, contiguous in `segments` pieces of `segment_terms` each.
+struct PanelSource {
+    const void* data;
+    Index row_stride, segment_stride, segments, segment_terms;
+    const Index* position;  // where in the sequence a term goes; null: where it is
+    int rows, width;        // rows given; rows of the panel (the rest is +0)
+};
+
+struct Kernels {
+    const char* name;
+    std::span<const TileKernel> tiles;
+    // [to double] by element type of the source and whether the target is double
+    void (*pack_float)(const PanelSource&, float*);
+    void (*pack_float_wide)(const PanelSource&, double*);
+    void (*pack_double)(const PanelSource&, double*);
+    void (*copy_float)(const float*, Index stride, Index count, float*);
+    void (*copy_float_wide)(const float*, Index stride, Index count, double*);
+    void (*copy_double)(const double*, Index stride, Index count, double*);
+    // target[i] += magnitude(source[i]): squares for float32 terms, absolute values for float64 (exact.hpp)
+    void (*add_squares_float)(const float*, Index count, double* target);
+    void (*add_squares_double)(const double*, Index count, double* target);
+    void (*add_magnitudes_double)(const double*, Index count, double* target);
+    void (*add)(const double*, Index count, double* target);
+};
+
+}  // namespace detconv

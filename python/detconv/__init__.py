@@ -1,0 +1,54 @@
+"""Deterministic conv2d whose summation is written down: the same bits on every machine.
+
+>>> import detconv, numpy as np
+>>> x, w = np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+>>> detconv.conv2d(x, w, padding=1, summation="exact").shape
+(1, 4, 8, 8)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+try:
+    from detconv import _core
+except ImportError as error:
+    if "libgomp" not in str(error):
+        raise
+    raise ImportError(
+        "detconv needs the OpenMP runtime libgomp.so.1, and none was found. Install it "
+        "(Debian and Ubuntu: apt install libgomp1; Fedora: dnf install libgomp), or import torch first: it brings one."
+    ) from error
+
+from detconv import testing
+from detconv.config import build_info, get_num_threads, set_num_threads, show_config
+from detconv.functional import conv2d
+from detconv.summation import Summation
+
+if TYPE_CHECKING:
+    from detconv import reference as reference
+
+__all__ = [
+    "Summation",
+    "__version__",
+    "build_info",
+    "conv2d",
+    "get_num_threads",
+    "reference",
+    "set_num_threads",
+    "show_config",
+    "testing",
+]
+
+__version__ = _core.__version__
+
+
+def __getattr__(name: str) -> Any:
+    if name == "reference":  # only those who check need it
+        return import_module("detconv.reference")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,58 @@
+"""The command line: ``detconv info`` and ``detconv demo``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from detconv import _core, config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a command line that makes no sense exits with 2."""
+    namespace = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = namespace.run
+    return run(namespace)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from detconv import demo
+
+    parser = argparse.ArgumentParser("detconv", description="Deterministic conv2d whose summation is written down.")
+    parser.add_argument("--version", action="version", version=f"detconv {_core.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    help_info = "how detconv was built, what it runs on, and what it found beside it"
+    info = commands.add_parser("info", help=help_info, description=f"Print {help_info}.")
+    info.set_defaults(run=_info)
+
+    help_demo = "is PyTorch's Conv2d against a NumPy reference a rounding error or a mistake?"
+    parser_demo = commands.add_parser("demo", help=help_demo, description=help_demo.capitalize())
+    demo.add_arguments(parser_demo)
+    parser_demo.set_defaults(run=demo.run)
+    return parser
+
+
+def _info(_: argparse.Namespace) -> int:
+    print(
+        config.as_lines(
+            {
+                **config.build_info(),
+                "threads": config.get_num_threads(),
+                "machine": platform.platform(),
+                "python": platform.python_version(),
+                **{package: _version_of(package) for package in ("numpy", "torch")},
+            }
+        )
+    )
+    return 0
+
+
+def _version_of(package: str) -> str:
+    """The installed version, read from the package's metadata: torch takes seconds to import."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
