@@ -27,8 +27,8 @@ compare() { # NAME INSTRUCTION_SET COMMAND...
   echo "$name ($chosen): $(wc -l <<<"$golden") golden hashes equal, $((SECONDS - start)) s"
 }
 
-x86=build/selftest
-arm=build/selftest-aarch64
+x86=build/emulated-x86_64
+arm=build/emulated-aarch64
 build $x86
 build $arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 

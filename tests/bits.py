@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+import detconv
+from detconv.testing import instruction_set
 
 Array = NDArray[Any]
 DTYPES = (np.float32, np.float64)
@@ -290,3 +293,38 @@ def explicit_orders(draw: st.DrawFn, terms: int, bias: bool) -> str:
     if bias:
         whole.insert(draw(st.sampled_from([0, len(whole)])), "bias")
     return " ".join(whole)
+
+
+# ---- Running ----
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that this build has and this processor runs."""
+    usable = detconv.build_info()["instruction_sets_usable"]
+    assert isinstance(usable, list)
+    return tuple(usable)
+
+
+def on_every_instruction_set(call: Callable[[], Array], threads: Sequence[int] = (2,)) -> dict[str, Array]:
+    """What `call` returns on every usable instruction set, on each number of threads: the variants, by name."""
+    variants = {}
+    for name in instruction_sets():
+        for count in threads:
+            detconv.set_num_threads(count)
+            with instruction_set(name):
+                variants[f"{name}, threads={count}"] = call()
+    return variants
+
+
+def assert_consistent(variants: Mapping[str, Array]) -> Array:
+    """All variants have the same bits; returns one of them.
+
+    Fails too where that would mean nothing: where fewer than two ran, or where most values are infinite or NaN.
+    """
+    assert len(variants) >= 2, f"a comparison needs two variants; ran: {', '.join(variants) or 'none'}"
+    (first, array), *others = variants.items()
+    for name, other in others:
+        assert_same_bits(other, array, f"{name} against {first}")
+    assert len({sha256(variant) for variant in variants.values()}) == 1
+    assert np.isfinite(array).mean() > 0.5, "most values are not finite"
+    return array

@@ -26,7 +26,7 @@ def test_info_says_what_runs_and_beside_what(capsys: pytest.CaptureFixture[str])
     assert entries.keys() >= detconv.build_info().keys()
     assert entries["version"] == detconv.__version__
     assert entries["instruction_set"] == detconv.build_info()["instruction_set"]
-    assert entries["threads"] == str(detconv.get_num_threads())
+    assert entries["num_threads"] == str(detconv.get_num_threads())
     assert entries["numpy"] == metadata.version("numpy")
     assert entries["torch"] in {"not installed", *(d.version for d in metadata.distributions(name="torch"))}
 

@@ -143,6 +143,11 @@ def walk(items: list[Any], pairs: Pairs, bias: float | None, types: Sequence[ora
     return s
 
 
+def assert_differs(one: Array, other: Array) -> None:
+    """Or else the data would not tell the two summations apart, and a test on them would show nothing."""
+    assert np.any(unsigned(one) != unsigned(other))
+
+
 def layer_by_hand(layer: Layer, summation: str) -> Array:
     """Every output of a layer, by hand; layer.options holds pairs, as `layers` draws them."""
     batched = layer.input if layer.input.ndim == 4 else layer.input[None]
@@ -174,6 +179,20 @@ def test_every_explicit_order_equals_the_contract_in_mpfr(data: st.DataObject) -
     assert_same_bits(actual, layer_by_hand(layer, f'naive order="{order}"'), order)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["naive", "pairwise block=7", "kahan", "fp64", "exact"])
+def test_every_method_equals_the_contract_in_mpfr(method: str, dtype: type) -> None:
+    image, weight, bias = (made(shape, dtype, 3) for shape in [(3, 5, 5), (4, 3, 3, 4), (4,)])
+    layer = Layer(image, weight, bias, {"padding": (1, 1)})
+    seen = set()
+    for fields in ("order=kh,c,kw", "order=kw,c,kh products=rounded", "bias=first", "products=rounded bias=first"):
+        actual = reference.conv2d(image, weight, bias, padding=1, summation=f"{method} {fields}")
+        assert_same_bits(actual, layer_by_hand(layer, f"{method} {fields}"), fields)
+        assert_differs(actual, reference.conv2d(image, weight, bias, padding=1, summation=f"pairwise block=2 {fields}"))
+        seen.add(sha256(actual))
+    assert len(seen) == {"exact": 1, "fp64": 1 if dtype is np.float32 else 3}.get(method, 4)
+
+
 @given(layers())
 def test_exact_equals_the_rational_sum(layer: Layer) -> None:
     actual = reference.conv2d(*layer.arrays, **layer.options, summation="exact")
@@ -187,8 +206,7 @@ def test_exact_equals_the_rational_sum_of_constructed_terms(case: str, dtype: ty
         layer = constructed(case, dtype, seed)
         actual = reference.conv2d(*layer.arrays, summation="exact")
         assert_same_bits(actual, oracle.conv2d(*layer.arrays))
-        naive = reference.conv2d(*layer.arrays, summation="naive")
-        assert case == "subnormal" or np.any(unsigned(naive) != unsigned(actual)), "no harder than an ordinary layer"
+        assert_differs(actual, reference.conv2d(*layer.arrays, summation="naive"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -287,7 +305,18 @@ def test_named_orders_spelt_out(named: str, dtype: type) -> None:
         for summation in (Summation(order=SPELT_OUT[named]), named, "pairwise order=kw,kh,c block=3")
     )
     assert_same_bits(actual, expected)
-    assert np.any(unsigned(other) != unsigned(expected)), "the data tell no orders apart"
+    assert_differs(actual, other)
+
+
+def test_double_within_double_is_not_rounded() -> None:
+    layer = Layer(made((2, 2, 6, 6), np.float32, 3), made((4, 2, 3, 3), np.float32, 4), None, {})
+    nested, twice, rounded = (
+        reference.conv2d(*layer.arrays, summation=Summation(order=order))
+        for order in ("d[9x(+1){f0} [9x(+1){f9}]]", "d[9x(+1){f0} d[9x(+1){f9}]]", "d[9x(+1){f0}] d[9x(+1){f9}]")
+    )
+    assert_same_bits(nested, layer_by_hand(layer, 'naive order="d[9x(+1){f0} [9x(+1){f9}]]"'))
+    assert_same_bits(twice, nested)
+    assert_differs(rounded, nested)
 
 
 @pytest.mark.parametrize(

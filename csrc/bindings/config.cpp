@@ -28,7 +28,8 @@ py::dict build_info() {
 void set_num_threads(int threads) {
     constexpr int most = 4096;
     if (threads < 1 || threads > most)
-        throw InvalidArgument("n must be between 1 and " + std::to_string(most) + " threads; got " + std::to_string(threads));
+        throw InvalidArgument("n must be between 1 and " + std::to_string(most) + " threads; got " +
+                              std::to_string(threads));
     parallel::set_num_threads(threads);
 }
 

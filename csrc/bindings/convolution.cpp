@@ -125,12 +125,13 @@ void without_gil(Work&& work) {
 }
 
 template <class T>
-py::array conv2d_of(const py::array& input_array, const py::array& weight_array, const std::optional<py::array>& bias_array,
-                    py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
-                    const Summation& summation, bool channels_last) {
+py::array conv2d_of(const py::array& input_array, const py::array& weight_array,
+                    const std::optional<py::array>& bias_array, py::handle stride, py::handle padding,
+                    py::handle dilation, py::handle groups, const Summation& summation, bool channels_last) {
     const py::array input = usable<T>(input_array, "input"), weight = usable<T>(weight_array, "weight");
     if (input.ndim() != 3 && input.ndim() != 4)
-        throw InvalidArgument("input must have 4 dimensions (N, C, H, W), or 3 (C, H, W); got shape " + shape_text(input));
+        throw InvalidArgument("input must have 4 dimensions (N, C, H, W), or 3 (C, H, W); got shape " +
+                              shape_text(input));
     if (weight.ndim() != 4)
         throw InvalidArgument("weight must have 4 dimensions (O, C / groups, KH, KW); got shape " + shape_text(weight));
     const View<const T> x = view<T>(input), w = view<T>(weight);
@@ -143,8 +144,8 @@ py::array conv2d_of(const py::array& input_array, const py::array& weight_array,
     Index bias_stride = 0;
     if (bias_array) {
         bias = usable<T>(*bias_array, "bias");
-        if (bias.ndim() != 1 || bias.shape(0) != geometry.out_channels)
-            throw InvalidArgument("bias must have shape (" + std::to_string(geometry.out_channels) +
+        if (bias.ndim() != 1 || bias.shape(0) != w.shape[0])
+            throw InvalidArgument("bias must have shape (" + std::to_string(w.shape[0]) +
                                   ",), one element for each output channel; got shape " + shape_text(bias));
         bias_data = static_cast<const T*>(bias.data());
         bias_stride = bias.strides(0) / py::ssize_t(sizeof(T));
@@ -159,8 +160,9 @@ py::array conv2d_of(const py::array& input_array, const py::array& weight_array,
     return output;
 }
 
-py::array conv2d(const py::array& input, const py::array& weight, const std::optional<py::array>& bias, py::handle stride,
-                 py::handle padding, py::handle dilation, py::handle groups, const Summation& summation, bool channels_last) {
+py::array conv2d(const py::array& input, const py::array& weight, const std::optional<py::array>& bias,
+                 py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
+                 const Summation& summation, bool channels_last) {
     if (py::isinstance<py::array_t<float>>(input))
         return conv2d_of<float>(input, weight, bias, stride, padding, dilation, groups, summation, channels_last);
     if (py::isinstance<py::array_t<double>>(input))
@@ -171,8 +173,9 @@ py::array conv2d(const py::array& input, const py::array& weight, const std::opt
 }  // namespace
 
 void register_convolution(py::module_& module) {
-    module.def("conv2d", &conv2d, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("stride"), py::arg("padding"),
-               py::arg("dilation"), py::arg("groups"), py::arg("summation"), py::arg("channels_last") = false);
+    module.def("conv2d", &conv2d, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("stride"),
+               py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("summation"),
+               py::arg("channels_last") = false);
 }
 
 }  // namespace detconv::bindings

@@ -14,7 +14,8 @@ void register_summation(py::module_& module) {
                          const std::string& bias, Index block, const std::string& samples) {
                  return Summation(method, order, products, bias, block, samples);
              }),
-             py::arg("method"), py::arg("order"), py::arg("products"), py::arg("bias"), py::arg("block"), py::arg("samples"))
+             py::arg("method"), py::arg("order"), py::arg("products"), py::arg("bias"), py::arg("block"),
+             py::arg("samples"))
         .def_property_readonly("method", [](const Summation& s) { return row_of(s.method()).name; })
         .def_property_readonly("order", &Summation::order)
         .def_property_readonly("products", [](const Summation& s) { return name_of(s.products()); })

@@ -43,7 +43,7 @@ struct Kahan {
     DETCONV_INLINE void rounded(V w, V x, V one) { step(w * x - c, one); }
     DETCONV_INLINE void add(V b) { s = s + (b - c); }
 
-   private:
+private:
     DETCONV_INLINE void step(V y, V one) {
         const V t = s + y;
         c = subtract_on_multiplier(t - s, y, one);  // c = (t - s) - y
@@ -74,12 +74,12 @@ struct Wide {
     DETCONV_INLINE void add_narrow(V b) { s = round(s + b); }
     DETCONV_INLINE void round() { s = round(s); }
 
-   private:
+private:
     DETCONV_INLINE static V round(V a) { return a.template to<float>().template to<double>(); }
 };
 
-// Dot product as if in twice the precision: Ogita, Rump & Oishi, "Accurate sum and dot product" (SIAM J. Sci. Comput. 26,
-// 2005), algorithm Dot2. s + c is the sum with an error of the order of the square of the unit roundoff.
+// Dot product as if in twice the precision: Ogita, Rump & Oishi, "Accurate sum and dot product" (SIAM J. Sci. Comput.
+// 26, 2005), algorithm Dot2. s + c is the sum with an error of the order of the square of the unit roundoff.
 template <class V>
 struct Twofold {
     using Lanes = V;

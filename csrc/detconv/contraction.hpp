@@ -41,8 +41,7 @@ template <class Arithmetic, class Term, class S>
 
     auto each = [&](auto&& action) __attribute__((always_inline)) {
         DETCONV_UNROLL
-        for (int j = 0; j < S::broadcasts; ++j)
-            DETCONV_UNROLL
+        for (int j = 0; j < S::broadcasts; ++j) DETCONV_UNROLL
         for (int n = 0; n < S::vectors; ++n) action(acc[n][j], n, j);
     };
 
@@ -85,7 +84,8 @@ template <class Arithmetic, class Term, class S>
     };
 
     Element* top = static_cast<Element*>(tile.stack);
-    auto slot = [&](Element* base, int n, int j) __attribute__((always_inline)) { return base + (j * S::vectors + n) * L; };
+    auto slot = [&](Element* base, int n, int j)
+                    __attribute__((always_inline)) { return base + (j * S::vectors + n) * L; };
 
     each([](Arithmetic& a, int, int) { a.start(V::zero()); });
     for (const Instruction *at = tile.code, *end = at + tile.code_size; at != end; ++at) {

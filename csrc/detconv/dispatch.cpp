@@ -43,7 +43,8 @@ const Kernels& find(std::string_view name, const char* source) {
         if (name == candidate.kernels.name) return candidate.kernels;
         valid += (valid.empty() ? "\"" : ", \"") + std::string(candidate.kernels.name) + '"';
     }
-    throw InvalidArgument(std::string(source) + " must be one of " + valid + " on this machine; got \"" + std::string(name) + '"');
+    throw InvalidArgument(std::string(source) + " must be one of " + valid + " on this machine; got \"" +
+                          std::string(name) + '"');
 }
 
 const Kernels& best() {

@@ -17,18 +17,20 @@ namespace {
 
 // Input copied at a time, per thread: half of a small second-level cache, where it is read once per panel.
 constexpr Index chunk_bytes = 256 << 10;
-// Packed panels kept for all threads; beyond it each thread packs the one panel it works on (its second-level cache).
-constexpr Index shared_panel_bytes = 2 << 20;
+// Packed panels kept, per thread: all of them, shared, where they fit; else each thread packs as many at a time for
+// itself.
+constexpr Index panel_bytes = 2 << 20;
 
 Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
 
 // 64-byte aligned memory that grows and is reused. New memory is +0.
 class Buffer {
-   public:
+public:
     template <class T>
     T* at_least(Index count) {
-        const auto bytes = static_cast<std::size_t>(round_up(checked_multiply(count, sizeof(T), "scratch memory"), 64) + 64);
+        const auto bytes =
+            static_cast<std::size_t>(round_up(checked_multiply(count, sizeof(T), "scratch memory"), 64) + 64);
         if (bytes > size_) {
             memory_.reset(std::aligned_alloc(64, bytes));
             if (!memory_) {
@@ -41,7 +43,7 @@ class Buffer {
         return static_cast<T*>(memory_.get());
     }
 
-   private:
+private:
     struct Free {
         void operator()(void* p) const { std::free(p); }
     };
@@ -49,13 +51,18 @@ class Buffer {
     std::size_t size_ = 0;
 };
 
-const char* offset(const void* base, Index elements, Index size) { return static_cast<const char*>(base) + elements * size; }
+const char* offset(const void* base, Index elements, Index size) {
+    return static_cast<const char*>(base) + elements * size;
+}
 char* offset(void* base, Index elements, Index size) { return static_cast<char*>(base) + elements * size; }
 
 // A 1x1 window that moves by one pixel makes one long row of the whole image, if memory lies that way.
 void flatten(Contraction& c) {
-    if (c.row_taps != std::vector<Index>{0} || c.column_taps != std::vector<Index>{0} || c.step.h != 1 || c.step.w != 1) return;
-    if (c.image_origin.h != 0 || c.image_origin.w != 0 || c.columns.h != c.image_size.h || c.columns.w != c.image_size.w) return;
+    if (c.row_taps != std::vector<Index>{0} || c.column_taps != std::vector<Index>{0} || c.step.h != 1 || c.step.w != 1)
+        return;
+    if (c.image_origin.h != 0 || c.image_origin.w != 0 || c.columns.h != c.image_size.h ||
+        c.columns.w != c.image_size.w)
+        return;
     if (c.image.h != c.image.w * c.image_size.w || c.output.h != c.output.w * c.columns.w) return;
     c.columns = {1, c.columns.h * c.columns.w};
     c.image_size = c.columns;
@@ -68,13 +75,14 @@ struct Chunk {
 
 // What one call decides before it runs. Nothing in it can change a bit of the result.
 class Plan {
-   public:
+public:
     Plan(const Contraction& contraction, const Execution& execution);
 
     const Contraction& c;
     const TileKernel* kernel = nullptr;
     bool in_place = false;
-    Index terms, term_size, element_size, image_size, panel_size;  // sizes in bytes: of T, of the accumulator, of each operand
+    Index terms, term_size, element_size, image_size,
+        panel_size;  // sizes in bytes: of T, of the accumulator, of each operand
     bool image_wide, panel_wide;
 
     Index min_row_tap, min_column_tap, span_h, span_w;  // of the window
@@ -93,10 +101,11 @@ class Plan {
     Index chunks() const { return c.batches * chunks_h * chunks_w; }
     Chunk chunk(Index number) const {
         const Index w = number % chunks_w * chunk_w, h = number / chunks_w % chunks_h * chunk_h;
-        return {number / chunks_w / chunks_h, h, w, std::min(chunk_h, c.columns.h - h), std::min(chunk_w, c.columns.w - w)};
+        return {number / chunks_w / chunks_h, h, w, std::min(chunk_h, c.columns.h - h),
+                std::min(chunk_w, c.columns.w - w)};
     }
 
-   private:
+private:
     bool could_stay_in_place(const TileKernel& k) const;
     double cost(const TileKernel& k, bool stays) const;
     void choose_kernel(const Kernels& kernels);
@@ -114,7 +123,8 @@ Plan::Plan(const Contraction& contraction, const Execution& execution) : c(contr
     span_h = high_h - low_h + 1, span_w = high_w - low_w + 1;
     choose_kernel(execution.kernels);
     element_size = kernel->accumulator == Accumulator::wide ? 8 : term_size;
-    // The operand that is broadcast is stored in the accumulator's type, the one that is loaded in the terms' (contraction.hpp).
+    // The operand that is broadcast is stored in the accumulator's type, the one that is loaded in the terms'
+    // (contraction.hpp).
     const bool wide = element_size != term_size;
     image_wide = wide && kernel->side == Side::rows;
     panel_wide = wide && kernel->side == Side::columns;
@@ -124,7 +134,8 @@ Plan::Plan(const Contraction& contraction, const Execution& execution) : c(contr
     lay_out();
     share_work(execution.threads);
     if (c.certified)
-        gamma = c.is_float32 ? exact::gamma_wide(terms, c.bias != nullptr) : exact::gamma_twofold(terms, c.bias != nullptr);
+        gamma =
+            c.is_float32 ? exact::gamma_wide(terms, c.bias != nullptr) : exact::gamma_twofold(terms, c.bias != nullptr);
 }
 
 // Every tap of every column inside the image, columns adjacent, and room to shift a tile that would stick out.
@@ -133,8 +144,8 @@ bool Plan::could_stay_in_place(const TileKernel& k) const {
     return !copies_to_double && c.step.w == 1 && c.image.w == 1 && min_row_tap >= c.image_origin.h &&
            min_column_tap >= c.image_origin.w &&
            min_row_tap + (c.columns.h - 1) * c.step.h + span_h <= c.image_origin.h + c.image_size.h &&
-           min_column_tap + c.columns.w - 1 + span_w <= c.image_origin.w + c.image_size.w && c.columns.h >= k.image_rows() &&
-           c.columns.w >= k.columns();
+           min_column_tap + c.columns.w - 1 + span_w <= c.image_origin.w + c.image_size.w &&
+           c.columns.h >= k.image_rows() && c.columns.w >= k.columns();
 }
 
 double Plan::cost(const TileKernel& k, bool stays) const {
@@ -171,13 +182,15 @@ void Plan::choose_chunks(int threads) {
     };
     // Whole rows where a tile's rows fit; narrower where even those are too many bytes.
     chunk_w = c.columns.w;
-    while (chunk_w > tile_w && bytes(tile_h, chunk_w) > 2 * chunk_bytes) chunk_w = round_up(divide_up(chunk_w, 2), tile_w);
+    while (chunk_w > tile_w && bytes(tile_h, chunk_w) > 2 * chunk_bytes)
+        chunk_w = round_up(divide_up(chunk_w, 2), tile_w);
     chunk_h = std::min(c.columns.h, tile_h);
     while (chunk_h < c.columns.h && bytes(chunk_h + tile_h, chunk_w) <= chunk_bytes) chunk_h += tile_h;
     // One row only (a flattened 1x1): columns are what there is to cut.
     chunks_w = divide_up(c.columns.w, chunk_w);
     chunks_h = divide_up(c.columns.h, chunk_h);
-    // Equal shares for the threads, unless there are plenty (measured: 56x56 on two threads from 0.98 to 0.85 of torch).
+    // Equal shares for the threads, unless there are plenty (measured: 56x56 on two threads from 0.98 to 0.85 of
+    // torch).
     const Index others = c.batches * c.groups;
     if (threads > 1 && others * chunks_h * chunks_w < 8 * threads && others % threads != 0) {
         if (c.columns.h >= tile_h * threads)
@@ -199,7 +212,8 @@ void Plan::lay_out() {
         for (Index p = 0; p < c.planes; ++p)
             for (Index i = 0; i < nh; ++i)
                 for (Index j = 0; j < nw; ++j)
-                    by_term[k++] = tap(p, c.row_taps[static_cast<std::size_t>(i)], c.column_taps[static_cast<std::size_t>(j)]);
+                    by_term[k++] =
+                        tap(p, c.row_taps[static_cast<std::size_t>(i)], c.column_taps[static_cast<std::size_t>(j)]);
     };
     if (in_place) {
         fill([&](Index p, Index i, Index j) { return p * c.image.plane + i * c.image.h + j; });
@@ -241,19 +255,18 @@ void Plan::share_work(int threads) {
     panels = divide_up(c.rows, width);
     panel_elements = checked_multiply(terms, width, "a packed panel");
     panel_block = round_up(panel_elements * panel_size, 64) + 3 * round_up(width * 8, 64);
-    shared_panels = checked_multiply(panels * c.groups, panel_block, "packed panels") <= shared_panel_bytes * threads;
-    // A unit is a range of panels against a range of chunks, whole in the dimension that is costly to switch.
-    panel_parts = chunk_parts = 1;
-    const Index wanted = threads == 1 ? 1 : 2 * threads;
-    if (shared_panels) {
-        chunk_parts = chunks();
-        const Index have = chunk_parts * c.groups;
-        if (have < wanted && have % threads != 0) panel_parts = std::min(panels, divide_up(wanted, have));
-    } else {
-        panel_parts = panels;
-        const Index have = panel_parts * c.groups;
-        if (have < wanted && have % threads != 0) chunk_parts = std::min(chunks(), divide_up(wanted, have));
-    }
+    shared_panels = checked_multiply(panels * c.groups, panel_block, "packed panels") <= panel_bytes * threads;
+    // A unit is a range of panels against a range of chunks: for every chunk, all panels of the range.
+    panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(panel_bytes / panel_block, 1));
+    chunk_parts = shared_panels ? chunks() : 1;
+    // Where the whole dimension is too few units to feed the threads evenly, the other one is cut as well.
+    auto feed = [&](Index& parts, Index most) {
+        const Index have = panel_parts * chunk_parts * c.groups;
+        if (have >= 2 * threads || have % threads == 0) return;
+        parts = std::min(most, round_up(parts * divide_up(2 * threads, have), threads));
+    };
+    feed(panel_parts, panels);
+    feed(chunk_parts, chunks());
     units = c.groups * panel_parts * chunk_parts;
 }
 
@@ -271,7 +284,8 @@ struct Panel {
 };
 
 double read(const void* data, Index index, bool is_float32) {
-    return is_float32 ? static_cast<double>(static_cast<const float*>(data)[index]) : static_cast<const double*>(data)[index];
+    return is_float32 ? static_cast<double>(static_cast<const float*>(data)[index])
+                      : static_cast<const double*>(data)[index];
 }
 
 void write(void* data, Index index, bool is_float32, double value) {
@@ -288,7 +302,7 @@ struct Wanted {
 
 // One thread's share of a call.
 class Worker {
-   public:
+public:
     Worker(const Plan& plan, const Kernels& kernels, parallel::Control& control, int thread)
         : plan_(plan), c_(plan.c), kernel_(*plan.kernel), kernels_(kernels), control_(control), thread_(thread) {
         const Index outputs = 2 * kernel_.outputs();  // Twofold has two parts
@@ -299,16 +313,17 @@ class Worker {
     }
 
     void pack(Index group, Index number, const Panel& panel) const;
-    void* private_panel() { return panel_buffer_.at_least<char>(plan_.panel_block); }
+    char* private_panels(Index count) { return panel_buffer_.at_least<char>(count * plan_.panel_block); }
     void load(Index group, Index chunk);  // the image of a chunk, if it is not the one at hand
     void multiply(Index group, Index number, const Panel& panel);
     bool should_stop() { return control_.should_stop(thread_ == 0); }
 
-   private:
+private:
     void copy_image(Index group);
     void measure_columns();
     // Makes the totals of a tile the exact sums rounded once; only the wanted outputs count.
-    void certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted, parallel::Flags flags);
+    void certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
+                 parallel::Flags flags);
     double recompute(const Tile& tile, int row, int h, int w) const;
     void rescue(Tile tile);
     Index total_index(int row, int h, int w) const {
@@ -322,7 +337,8 @@ class Worker {
     const Kernels& kernels_;
     parallel::Control& control_;
     const int thread_;
-    Buffer image_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_, uncertain_buffer_, squares_buffer_, norms_buffer_;
+    Buffer image_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_, uncertain_buffer_,
+        squares_buffer_, norms_buffer_;
     double *totals_, *rescued_ = nullptr, *stack_;
     std::uint8_t* uncertain_ = nullptr;
 
@@ -340,7 +356,8 @@ void Worker::pack(Index group, Index number, const Panel& panel) const {
     const auto nh = static_cast<Index>(c_.row_taps.size()), nw = static_cast<Index>(c_.column_taps.size());
     const Contraction::Operand& p = c_.panel;
     const char* const data = offset(p.data, group * p.group + first * p.row, plan_.term_size);
-    PanelSource source{data, p.row, 0, 1, plan_.terms, plan_.position.empty() ? nullptr : plan_.position.data(), rows, width};
+    PanelSource source{data, p.row, 0, 1, plan_.terms, plan_.position.empty() ? nullptr : plan_.position.data(),
+                       rows, width};
     // The longest pieces that are contiguous: all of a row, a plane of it, a row of the plane, single terms.
     auto pack_segments = [&](const PanelSource& s) {
         if (!c_.is_float32)
@@ -370,16 +387,18 @@ void Worker::pack(Index group, Index number, const Panel& panel) const {
         double bias = 0;
         if (c_.bias && m < rows) bias = read(c_.bias, group * c_.bias_group + (first + m) * c_.bias_row, c_.is_float32);
         write(panel.bias, m, plan_.element_size == 4, bias);
-        if (c_.certified) panel.bias_bound[m] = std::abs(bias) * plan_.gamma, panel.row_bound[m] = 0;
+        if (c_.certified) panel.bias_bound[m] = std::abs(bias) * plan_.gamma;
     }
     if (!c_.certified) return;
-    for (Index r = 0; r < plan_.terms; ++r)
-        for (int m = 0; m < width; ++m) {
-            const double w = read(panel.data, r * width + m, plan_.panel_size == 4);
-            panel.row_bound[m] = c_.is_float32 ? panel.row_bound[m] + w * w : std::max(panel.row_bound[m], std::abs(w));
-        }
+    if (!c_.is_float32)
+        kernels_.maxima_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_bound);
+    else if (plan_.panel_wide)
+        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_bound);
+    else
+        kernels_.square_sums_float(reinterpret_cast<const float*>(panel.data), plan_.terms, width, panel.row_bound);
     for (int m = 0; m < width; ++m)
-        panel.row_bound[m] = (c_.is_float32 ? exact::norm_from_squares(panel.row_bound[m], plan_.terms) : panel.row_bound[m]) * plan_.gamma;
+        panel.row_bound[m] = plan_.gamma * (c_.is_float32 ? exact::norm_from_squares(panel.row_bound[m], plan_.terms)
+                                                          : panel.row_bound[m]);
 }
 
 void Worker::load(Index group, Index chunk) {
@@ -387,7 +406,9 @@ void Worker::load(Index group, Index chunk) {
     chunk_ = plan_.chunk(chunk);
     if (plan_.in_place) {
         const Contraction::Operand& i = c_.image;
-        image_ = offset(i.data, chunk_.batch * i.batch + group * i.group + (chunk_.h * c_.step.h - c_.image_origin.h) * i.h + chunk_.w - c_.image_origin.w,
+        image_ = offset(i.data,
+                        chunk_.batch * i.batch + group * i.group + (chunk_.h * c_.step.h - c_.image_origin.h) * i.h +
+                            chunk_.w - c_.image_origin.w,
                         plan_.term_size);
     } else {
         copy_image(group);
@@ -400,7 +421,8 @@ void Worker::load(Index group, Index chunk) {
 void Worker::copy_image(Index group) {
     const Contraction::Operand& source = c_.image;
     const Index size = plan_.image_size;
-    char* const target = image_buffer_.at_least<char>(checked_multiply(plan_.scratch_rows * c_.planes, plan_.row_pitch * size, "the copy of a chunk"));
+    char* const target = image_buffer_.at_least<char>(
+        checked_multiply(plan_.scratch_rows * c_.planes, plan_.row_pitch * size, "the copy of a chunk"));
     const char* const data = offset(source.data, chunk_.batch * source.batch + group * source.group, plan_.term_size);
     const Index stride = source.w * c_.step.w;
     const Index rows = (round_up(chunk_.height, kernel_.image_rows()) - 1) * c_.step.h + plan_.span_h;
@@ -418,18 +440,23 @@ void Worker::copy_image(Index group) {
             // Position q of this phase is image column first + q * step; [begin, end) of them exist.
             const Index first = chunk_.w * c_.step.w + plan_.min_column_tap + phase - c_.image_origin.w;
             const Index begin = std::min(first < 0 ? divide_up(-first, c_.step.w) : 0, plan_.phase_pitch);
-            const Index end = std::clamp<Index>(first < c_.image_size.w ? divide_up(c_.image_size.w - first, c_.step.w) : 0, begin, plan_.phase_pitch);
+            const Index end = std::clamp<Index>(
+                first < c_.image_size.w ? divide_up(c_.image_size.w - first, c_.step.w) : 0, begin, plan_.phase_pitch);
             for (Index p = 0; p < c_.planes; ++p) {
                 char* const to = row_target + (p * plan_.row_pitch + slot * plan_.phase_pitch) * size;
-                const char* const from = offset(data, p * source.plane + h * source.h + (first + begin * c_.step.w) * source.w, plan_.term_size);
+                const char* const from = offset(
+                    data, p * source.plane + h * source.h + (first + begin * c_.step.w) * source.w, plan_.term_size);
                 std::memset(to, 0, static_cast<std::size_t>(begin * size));
                 char* const middle = to + begin * size;
                 if (!c_.is_float32)
-                    kernels_.copy_double(reinterpret_cast<const double*>(from), stride, end - begin, reinterpret_cast<double*>(middle));
+                    kernels_.copy_double(reinterpret_cast<const double*>(from), stride, end - begin,
+                                         reinterpret_cast<double*>(middle));
                 else if (plan_.image_wide)
-                    kernels_.copy_float_wide(reinterpret_cast<const float*>(from), stride, end - begin, reinterpret_cast<double*>(middle));
+                    kernels_.copy_float_wide(reinterpret_cast<const float*>(from), stride, end - begin,
+                                             reinterpret_cast<double*>(middle));
                 else
-                    kernels_.copy_float(reinterpret_cast<const float*>(from), stride, end - begin, reinterpret_cast<float*>(middle));
+                    kernels_.copy_float(reinterpret_cast<const float*>(from), stride, end - begin,
+                                        reinterpret_cast<float*>(middle));
                 std::memset(to + end * size, 0, static_cast<std::size_t>((plan_.phase_pitch - end) * size));
             }
         }
@@ -446,7 +473,9 @@ void Worker::measure_columns() {
     const Index rows = (chunk_.height - 1) * c_.step.h + plan_.span_h;
     const Index row_stride = plan_.in_place ? c_.image.h : c_.planes * plan_.row_pitch;
     const Index plane_stride = plan_.in_place ? c_.image.plane : plan_.row_pitch;
-    const char* const first = plan_.in_place ? offset(image_, plan_.min_row_tap * c_.image.h + plan_.min_column_tap, plan_.image_size) : image_;
+    const char* const first =
+        plan_.in_place ? offset(image_, plan_.min_row_tap * c_.image.h + plan_.min_column_tap, plan_.image_size)
+                       : image_;
     double* const sums = squares_buffer_.at_least<double>(rows * length);
     std::fill_n(sums, rows * length, 0.0);
     for (Index row = 0; row < rows; ++row) {
@@ -471,11 +500,15 @@ void Worker::measure_columns() {
         for (const Index i : c_.row_taps)
             for (const Index j : c_.column_taps) {
                 const Index along = j - plan_.min_column_tap;
-                const Index at = plan_.in_place ? along : plan_.phase_slot[static_cast<std::size_t>(along % c_.step.w)] * plan_.phase_pitch + along / c_.step.w;
+                const Index at =
+                    plan_.in_place ? along
+                                   : plan_.phase_slot[static_cast<std::size_t>(along % c_.step.w)] * plan_.phase_pitch +
+                                         along / c_.step.w;
                 kernels_.add(sums + (h * c_.step.h + i - plan_.min_row_tap) * length + at, chunk_.width, norms);
             }
         for (Index w = 0; w < chunk_.width; ++w)
-            norms[w] = c_.is_float32 ? exact::norm_from_squares(norms[w], plan_.terms) : exact::norm_from_magnitudes(norms[w], plan_.terms);
+            norms[w] = c_.is_float32 ? exact::norm_from_squares(norms[w], plan_.terms)
+                                     : exact::norm_from_magnitudes(norms[w], plan_.terms);
     }
 }
 
@@ -484,11 +517,19 @@ void Worker::multiply(Index group, Index number, const Panel& panel) {
     const Contraction::Output& out = c_.output;
     const int rows = static_cast<int>(std::min<Index>(kernel_.rows(), c_.rows - number * kernel_.rows()));
     const bool reads_flags = c_.certified || kernel_.rescue;
-    char* const output =
-        offset(out.data, chunk_.batch * out.batch + group * out.group + number * kernel_.rows() * out.row, plan_.term_size);
+    char* const output = offset(
+        out.data, chunk_.batch * out.batch + group * out.group + number * kernel_.rows() * out.row, plan_.term_size);
     const auto& code = c_.program.code;
-    Tile tile{panel.data,  kernel_.rows(),           nullptr,    plan_.taps.data(), plan_.tile_row_step,
-              code.data(), static_cast<Index>(code.size()), panel.bias, stack_,            totals_};
+    Tile tile{panel.data,
+              kernel_.rows(),
+              nullptr,
+              plan_.taps.data(),
+              plan_.tile_row_step,
+              code.data(),
+              static_cast<Index>(code.size()),
+              panel.bias,
+              stack_,
+              totals_};
     for (Index h = 0; h < chunk_.height; h += tile_h) {
         if (should_stop()) return;
         // In place, a tile that would stick out of the image is shifted back; the outputs it then shares with another
@@ -510,13 +551,14 @@ void Worker::multiply(Index group, Index number, const Panel& panel) {
                 if (kernel_.rescue && (flags.overflow || flags.invalid)) rescue(tile);
             }
             kernel_.store({offset(totals_, total_index(0, skip_h, skip_w), plan_.element_size),
-                           offset(output, (chunk_.h + h) * out.h + (chunk_.w + w) * out.w, plan_.term_size), out.row, out.h,
-                           out.w, rows, wanted.image_rows, wanted.columns});
+                           offset(output, (chunk_.h + h) * out.h + (chunk_.w + w) * out.w, plan_.term_size), out.row,
+                           out.h, out.w, rows, wanted.image_rows, wanted.columns});
         }
     }
 }
 
-void Worker::certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted, parallel::Flags flags) {
+void Worker::certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
+                     parallel::Flags flags) {
     if (!flags.inexact) return;  // sums that were never rounded are exact as they stand (integers, quantised data)
     // Twofold's error terms are themselves exact only where nothing underflowed or overflowed.
     const bool sound = c_.is_float32 || !(flags.underflow || flags.overflow || flags.invalid);
@@ -534,8 +576,9 @@ double Worker::recompute(const Tile& tile, int row, int h, int w) const {
     auto sum = [&]<class T>(exact::Superaccumulator<T> accumulator) -> double {
         const char* const image = offset(tile.image, h * tile.row_step + w, plan_.image_size);
         for (Index r = 0; r < plan_.terms; ++r)
-            accumulator.add_product(static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.panel_size == 4)),
-                                    static_cast<T>(read(image, tile.taps[r], plan_.image_size == 4)));
+            accumulator.add_product(
+                static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.panel_size == 4)),
+                static_cast<T>(read(image, tile.taps[r], plan_.image_size == 4)));
         accumulator.add(static_cast<T>(read(tile.bias, row, plan_.element_size == 4)));
         return accumulator.rounded();
     };
@@ -548,7 +591,8 @@ void Worker::rescue(Tile tile) {
     tile.totals = rescued_;
     kernel_.rescue(tile);
     for (int i = 0; i < kernel_.outputs(); ++i)
-        if (!std::isfinite(read(totals_, i, c_.is_float32))) write(totals_, i, c_.is_float32, read(rescued_, i, c_.is_float32));
+        if (!std::isfinite(read(totals_, i, c_.is_float32)))
+            write(totals_, i, c_.is_float32, read(rescued_, i, c_.is_float32));
 }
 
 enum PanelState : int { unpacked, packing, packed };
@@ -556,18 +600,22 @@ enum PanelState : int { unpacked, packing, packed };
 }  // namespace
 
 void run(Contraction contraction, const Execution& execution) {
-    if (contraction.batches * contraction.groups * contraction.rows * contraction.columns.h * contraction.columns.w == 0) return;
+    if (contraction.batches * contraction.groups * contraction.rows * contraction.columns.h * contraction.columns.w ==
+        0)
+        return;
     flatten(contraction);
     const Plan plan(contraction, execution);
     const Index group_panels = plan.panels * contraction.groups;
 
     Buffer shared;
     char* const blocks = plan.shared_panels ? shared.at_least<char>(group_panels * plan.panel_block) : nullptr;
-    const auto states = std::make_unique<std::atomic<int>[]>(plan.shared_panels ? static_cast<std::size_t>(group_panels) : 0);
+    const auto states =
+        std::make_unique<std::atomic<int>[]>(plan.shared_panels ? static_cast<std::size_t>(group_panels) : 0);
 
     // Starting a thread costs about as much as 2^16 terms.
     const Index work = plan.terms * contraction.rows * contraction.columns.h * contraction.columns.w;
-    const Index worth = work >> 16 >= execution.threads ? execution.threads : work * contraction.batches * contraction.groups >> 16;
+    const Index worth =
+        work >> 16 >= execution.threads ? execution.threads : work * contraction.batches * contraction.groups >> 16;
     const int threads = static_cast<int>(std::clamp<Index>(std::min(worth, plan.units), 1, execution.threads));
     parallel::Control control(execution.interrupted);
     std::atomic<Index> next{0};
@@ -585,37 +633,35 @@ void run(Contraction contraction, const Execution& execution) {
                     worker.pack(group, number, panel);
                     state.store(packed, std::memory_order_release);
                 } else {
-                    while (state.load(std::memory_order_acquire) != packed && !control.stopped()) std::this_thread::yield();
+                    while (state.load(std::memory_order_acquire) != packed && !control.stopped())
+                        std::this_thread::yield();
                 }
             }
             return panel;
         };
 
+        const Index most_panels = plan.shared_panels ? 0 : divide_up(plan.panels, plan.panel_parts);
+        char* const own_blocks = worker.private_panels(most_panels);
+        auto private_panel = [&](Index i) { return Panel(own_blocks + i * plan.panel_block, plan); };
+
         for (Index unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < plan.units;) {
             const Index chunk_part = unit % plan.chunk_parts, rest = unit / plan.chunk_parts;
             const Index panel_part = rest % plan.panel_parts, group = rest / plan.panel_parts;
-            const Index first_panel = plan.panels * panel_part / plan.panel_parts, last_panel = plan.panels * (panel_part + 1) / plan.panel_parts;
-            const Index first_chunk = plan.chunks() * chunk_part / plan.chunk_parts, last_chunk = plan.chunks() * (chunk_part + 1) / plan.chunk_parts;
-            if (plan.shared_panels) {
-                for (Index chunk = first_chunk; chunk < last_chunk; ++chunk) {
-                    worker.load(group, chunk);
-                    for (Index i = 0; i < last_panel - first_panel; ++i) {
-                        // Every unit starts at another panel, so that threads pack different ones.
-                        const Index number = first_panel + (i + unit) % (last_panel - first_panel);
-                        const Panel panel = shared_panel(group, number);
-                        if (worker.should_stop()) return;
-                        worker.multiply(group, number, panel);
-                    }
-                }
-            } else {
-                const Panel panel(worker.private_panel(), plan);
-                for (Index number = first_panel; number < last_panel; ++number) {
-                    worker.pack(group, number, panel);
-                    for (Index chunk = first_chunk; chunk < last_chunk; ++chunk) {
-                        worker.load(group, chunk);
-                        if (worker.should_stop()) return;
-                        worker.multiply(group, number, panel);
-                    }
+            const Index first_panel = plan.panels * panel_part / plan.panel_parts,
+                        last_panel = plan.panels * (panel_part + 1) / plan.panel_parts;
+            const Index first_chunk = plan.chunks() * chunk_part / plan.chunk_parts,
+                        last_chunk = plan.chunks() * (chunk_part + 1) / plan.chunk_parts;
+            if (!plan.shared_panels)
+                for (Index i = first_panel; i < last_panel; ++i) worker.pack(group, i, private_panel(i - first_panel));
+            for (Index chunk = first_chunk; chunk < last_chunk; ++chunk) {
+                worker.load(group, chunk);
+                for (Index i = 0; i < last_panel - first_panel; ++i) {
+                    // Every unit starts at another panel, so that the threads pack different ones.
+                    const Index turn = plan.shared_panels ? (i + unit) % (last_panel - first_panel) : i;
+                    const Panel panel =
+                        plan.shared_panels ? shared_panel(group, first_panel + turn) : private_panel(turn);
+                    if (worker.should_stop()) return;
+                    worker.multiply(group, first_panel + turn, panel);
                 }
             }
         }

@@ -21,11 +21,11 @@ struct Contraction {
     bool is_float32 = true;
     Index batches = 1, groups = 1;  // independent contractions of the same shape
     Index rows = 0, planes = 0;
-    Extent columns;                     // the grid of outputs of one row
+    Extent columns;                            // the grid of outputs of one row
     std::vector<Index> row_taps, column_taps;  // tap (i, j) reads row_taps[i], column_taps[j] beyond the base
-    Extent step;                        // from one column's base to the next
-    Extent image_size, image_origin;    // readable image, and where its first element lies in tap coordinates (padding);
-                                        // what lies outside reads as +0
+    Extent step;                               // from one column's base to the next
+    Extent image_size, image_origin;  // readable image, and where its first element lies in tap coordinates (padding);
+                                      // what lies outside reads as +0
 
     struct Operand {
         const void* data = nullptr;

@@ -51,7 +51,9 @@ double gamma_twofold(Index terms, bool has_bias) {
     return up(g * g);
 }
 
-double norm_from_squares(double sum, Index terms) { return up(std::sqrt(sum) * (1 + static_cast<double>(terms + 2) * unit)); }
+double norm_from_squares(double sum, Index terms) {
+    return up(std::sqrt(sum) * (1 + static_cast<double>(terms + 2) * unit));
+}
 
 double norm_from_magnitudes(double sum, Index terms) { return up(sum * (1 + static_cast<double>(terms + 2) * unit)); }
 
@@ -71,7 +73,8 @@ void Superaccumulator<T>::add_product(T w, T x) {
         return;
     }
     const Parts<T> a = parts(w), b = parts(x);
-    add_integer(static_cast<Integer128>(a.significand) * b.significand, a.exponent + b.exponent, a.negative != b.negative);
+    add_integer(static_cast<Integer128>(a.significand) * b.significand, a.exponent + b.exponent,
+                a.negative != b.negative);
 }
 
 template <class T>

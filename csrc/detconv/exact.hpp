@@ -29,13 +29,13 @@ double norm_from_magnitudes(double sum, Index terms);
 // Kulisch's long accumulator, in limbs of 32 bits with deferred carries.
 template <class T>
 class Superaccumulator {
-   public:
+public:
     void clear();
     void add_product(T w, T x);
     void add(T b);
     T rounded() const;  // to nearest, ties to even; IEEE's rules where a term was not finite
 
-   private:
+private:
     static constexpr bool single = sizeof(T) == 4;
     static constexpr int lowest = single ? -2 * 149 : -2 * 1074;
     static constexpr int highest = (single ? 2 * 128 : 2 * 1024) + 64;  // room for 2^63 terms and the sign

@@ -15,7 +15,8 @@ std::string shape_text(const std::array<Index, 4>& shape) {
 
 void at_least(Index least, Extent e, const char* name) {
     if (e.h < least || e.w < least)
-        throw InvalidArgument(std::string(name) + " must be at least " + std::to_string(least) + "; got " + pair_text(e));
+        throw InvalidArgument(std::string(name) + " must be at least " + std::to_string(least) + "; got " +
+                              pair_text(e));
 }
 
 // The reach of a dilated kernel along one axis.
@@ -85,7 +86,7 @@ Convolution make_convolution(const std::array<Index, 4>& input, const std::array
                   in_channels,
                   height,
                   width,
-                  out_channels,
+                  in_channels == 0 ? 0 : out_channels,  // no channels in, none out: as torch does
                   kernel_height,
                   kernel_width,
                   stride,
@@ -99,7 +100,8 @@ Convolution make_convolution(const std::array<Index, 4>& input, const std::array
         Index product = 8;  // bytes of the widest element
         for (const Index f : factors) product = checked_multiply(product, f, what);
     };
-    total({samples > 0 ? samples : 1, in_channels > 0 ? in_channels : 1, padded_height, padded_width}, "the padded input's size");
+    total({samples > 0 ? samples : 1, in_channels > 0 ? in_channels : 1, padded_height, padded_width},
+          "the padded input's size");
     total({samples > 0 ? samples : 1, out_channels, c.out_height, c.out_width}, "the output's size");
     return c;
 }

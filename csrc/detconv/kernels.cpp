@@ -1,5 +1,6 @@
-// Compiled once per instruction set, with DETCONV_ISA naming it: the table of tile kernels and the few loops over memory
-// that feed them. No standard library code that could be shared with another instruction set's object is used here.
+// Compiled once per instruction set, with DETCONV_ISA naming it: the table of tile kernels and the few loops over
+// memory that feed them. No standard library code that could be shared with another instruction set's object is used
+// here.
 #include "kernels.hpp"
 
 #include "contraction.hpp"
@@ -112,7 +113,8 @@ bool certify(const Certificate& c) {
                 const V c_part = V::load(at + S::vectors * S::broadcasts * L);
                 const V rounded = s + c_part, part = rounded - s;
                 const V rest = (s - (rounded - part)) + (c_part - part);  // exact: rounded + rest = s + c
-                const V slack = (bound + abs(rest) * V::broadcast(0x1p-50) + V::broadcast(0x1p-1022)) * V::broadcast(1 + 0x1p-40);
+                const V slack =
+                    (bound + abs(rest) * V::broadcast(0x1p-50) + V::broadcast(0x1p-1022)) * V::broadcast(1 + 0x1p-40);
                 certain = (rounded + (rest - slack) == rounded) & (rounded + (rest + slack) == rounded) &
                           ((rounded - rounded) == V::zero());
                 rounded.store(at);
@@ -161,116 +163,72 @@ using Columns = Shape<Side::columns, Vectors, Broadcasts, PerRow>;
 #if defined(__AVX512F__)
 using F8 = Lanes<float, 8>;
 constexpr TileKernel tiles[] = {
-    row<Plain<F>, float, Rows<2, 14>>(29, 45),
-    row<Plain<F>, float, Rows<2, 12>>(25, 39),
-    row<Plain<F>, float, Rows<2, 14, 7>>(29, 45),
-    row<Plain<F>, float, Rows<2, 8>>(18, 26),
-    row<Plain<F>, float, Rows<1, 28>>(29, 29),
-    row<Plain<F>, float, Rows<1, 28, 14>>(29, 29),
-    row<Plain<F>, float, Rows<1, 28, 7>>(29, 29),
-    row<Plain<F>, float, Rows<1, 24>>(25, 25),
-    row<Plain<F>, float, Rows<1, 16>>(18, 18),
-    row<Plain<F8>, float, Rows<1, 28>>(16, 16),
-    row<Plain<F8>, float, Rows<1, 28, 14>>(16, 16),
-    row<Plain<F>, float, Columns<3, 8>>(26, 30),
-    row<Plain<F>, float, Columns<1, 8>>(12, 12),
-    row<Plain<F>, float, Columns<4, 1, 2>>(6, 6),
-    row<Plain<F>, float, Columns<4, 1>>(6, 6),
-    row<Plain<F>, float, Columns<4, 1, 1>>(6, 6),
-    row<Plain<F8>, float, Columns<7, 1, 1>>(7, 7),
-    row<Plain<F8>, float, Columns<7, 1>>(7, 7),
+    row<Plain<F>, float, Rows<2, 14>>(29, 45),       row<Plain<F>, float, Rows<2, 12>>(25, 39),
+    row<Plain<F>, float, Rows<2, 14, 7>>(29, 45),    row<Plain<F>, float, Rows<2, 8>>(18, 26),
+    row<Plain<F>, float, Rows<1, 28>>(29, 29),       row<Plain<F>, float, Rows<1, 28, 14>>(29, 29),
+    row<Plain<F>, float, Rows<1, 28, 7>>(29, 29),    row<Plain<F>, float, Rows<1, 24>>(25, 25),
+    row<Plain<F>, float, Rows<1, 16>>(18, 18),       row<Plain<F8>, float, Rows<1, 28>>(16, 16),
+    row<Plain<F8>, float, Rows<1, 28, 14>>(16, 16),  row<Plain<F>, float, Columns<3, 8>>(26, 30),
+    row<Plain<F>, float, Columns<1, 8>>(12, 12),     row<Plain<F>, float, Columns<16, 1, 4>>(17, 17),
+    row<Plain<F>, float, Columns<14, 1, 2>>(15, 15), row<Plain<F>, float, Columns<14, 1, 1>>(15, 15),
+    row<Plain<F>, float, Columns<4, 1, 1>>(6, 6),    row<Plain<F8>, float, Columns<7, 1, 1>>(7, 7),
+    row<Plain<F8>, float, Columns<14, 1, 7>>(9, 9),
 
-    row<Kahan<F>, float, Rows<1, 14>>(30, 44),
-    row<Kahan<F>, float, Rows<1, 12>>(26, 38),
-    row<Kahan<F>, float, Rows<1, 14, 7>>(30, 44),
-    row<Kahan<F8>, float, Rows<1, 14>>(17, 24),
-    row<Kahan<F>, float, Columns<2, 6>>(27, 38),
-    row<Kahan<F>, float, Columns<4, 1, 2>>(12, 16),
-    row<Kahan<F>, float, Columns<4, 1, 1>>(12, 16),
+    row<Kahan<F>, float, Rows<1, 14>>(30, 44),       row<Kahan<F>, float, Rows<1, 12>>(26, 38),
+    row<Kahan<F>, float, Rows<1, 14, 7>>(30, 44),    row<Kahan<F8>, float, Rows<1, 14>>(17, 24),
+    row<Kahan<F>, float, Columns<2, 6>>(27, 38),     row<Kahan<F>, float, Columns<8, 1, 4>>(17, 25),
+    row<Kahan<F>, float, Columns<8, 1, 1>>(17, 25),  row<Kahan<F>, float, Columns<2, 1, 1>>(8, 10),
 
-    row<Wide<D>, float, Rows<1, 28>>(29, 90),
-    row<Wide<D>, float, Rows<1, 28, 14>>(29, 90),
-    row<Wide<D>, float, Rows<1, 28, 7>>(29, 90),
-    row<Wide<D>, float, Rows<1, 24>>(25, 78),
-    row<Wide<D>, float, Rows<1, 16>>(18, 52),
-    row<Wide<D>, float, Columns<3, 8>>(27, 80),
-    row<Wide<D>, float, Columns<4, 1, 2>>(8, 16),
-    row<Wide<D>, float, Columns<4, 1, 1>>(8, 16),
+    row<Wide<D>, float, Rows<1, 28>>(29, 90),        row<Wide<D>, float, Rows<1, 28, 14>>(29, 90),
+    row<Wide<D>, float, Rows<1, 28, 7>>(29, 90),     row<Wide<D>, float, Rows<1, 24>>(25, 78),
+    row<Wide<D>, float, Rows<1, 16>>(18, 52),        row<Wide<D>, float, Columns<3, 8>>(27, 80),
+    row<Wide<D>, float, Columns<16, 1, 4>>(18, 50),  row<Wide<D>, float, Columns<14, 1, 7>>(16, 44),
+    row<Wide<D>, float, Columns<14, 1, 1>>(16, 44),  row<Wide<D>, float, Columns<4, 1, 1>>(8, 16),
 
-    row<Plain<D>, double, Rows<2, 14>>(29, 45),
-    row<Plain<D>, double, Rows<2, 14, 7>>(29, 45),
-    row<Plain<D>, double, Rows<1, 28>>(29, 29),
-    row<Plain<D>, double, Rows<1, 28, 14>>(29, 29),
-    row<Plain<D>, double, Columns<3, 8>>(26, 30),
-    row<Plain<D>, double, Columns<4, 1, 1>>(6, 6),
-    row<Kahan<D>, double, Rows<1, 14>>(30, 44),
-    row<Kahan<D>, double, Rows<1, 14, 7>>(30, 44),
-    row<Kahan<D>, double, Columns<4, 1, 1>>(12, 16),
-    row<Twofold<D>, double, Rows<1, 12>>(72, 72),
-    row<Twofold<D>, double, Rows<1, 14, 7>>(84, 84),
-    row<Twofold<D>, double, Columns<4, 1, 1>>(24, 24),
+    row<Plain<D>, double, Rows<2, 14>>(29, 45),      row<Plain<D>, double, Rows<2, 14, 7>>(29, 45),
+    row<Plain<D>, double, Rows<1, 28>>(29, 29),      row<Plain<D>, double, Rows<1, 28, 14>>(29, 29),
+    row<Plain<D>, double, Columns<3, 8>>(26, 30),    row<Plain<D>, double, Columns<4, 1, 1>>(6, 6),
+    row<Kahan<D>, double, Rows<1, 14>>(30, 44),      row<Kahan<D>, double, Rows<1, 14, 7>>(30, 44),
+    row<Kahan<D>, double, Columns<4, 1, 1>>(12, 16), row<Twofold<D>, double, Rows<1, 12>>(72, 72),
+    row<Twofold<D>, double, Rows<1, 14, 7>>(84, 84), row<Twofold<D>, double, Columns<4, 1, 1>>(24, 24),
 };
 #elif defined(__AVX2__)
 constexpr TileKernel tiles[] = {
-    row<Plain<F>, float, Rows<2, 6>>(6.3, 7),
-    row<Plain<F>, float, Rows<1, 12>>(7.5, 7.5),
-    row<Plain<F>, float, Rows<1, 14, 7>>(8.5, 8.5),
-    row<Plain<F>, float, Rows<1, 14>>(8.5, 8.5),
-    row<Plain<F>, float, Columns<3, 4>>(6.5, 7),
-    row<Plain<F>, float, Columns<4, 1, 2>>(4, 4),
-    row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),
-    row<Plain<F>, float, Columns<7, 1>>(6, 6),
+    row<Plain<F>, float, Rows<2, 6>>(6.3, 7),       row<Plain<F>, float, Rows<1, 12>>(7.5, 7.5),
+    row<Plain<F>, float, Rows<1, 14, 7>>(8.5, 8.5), row<Plain<F>, float, Rows<1, 14>>(8.5, 8.5),
+    row<Plain<F>, float, Columns<3, 4>>(6.5, 7),    row<Plain<F>, float, Columns<4, 1, 2>>(4, 4),
+    row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),   row<Plain<F>, float, Columns<7, 1>>(6, 6),
 
-    row<Kahan<F>, float, Rows<1, 6>>(8, 11),
-    row<Kahan<F>, float, Rows<1, 7>>(10, 13),
+    row<Kahan<F>, float, Rows<1, 6>>(8, 11),        row<Kahan<F>, float, Rows<1, 7>>(10, 13),
     row<Kahan<F>, float, Columns<4, 1, 1>>(7, 9),
 
-    row<Wide<D>, float, Rows<2, 6>>(6.3, 20),
-    row<Wide<D>, float, Rows<1, 12>>(7.5, 20),
-    row<Wide<D>, float, Rows<2, 7>>(8.5, 24),
-    row<Wide<D>, float, Columns<3, 4>>(7, 20),
+    row<Wide<D>, float, Rows<2, 6>>(6.3, 20),       row<Wide<D>, float, Rows<1, 12>>(7.5, 20),
+    row<Wide<D>, float, Rows<2, 7>>(8.5, 24),       row<Wide<D>, float, Columns<3, 4>>(7, 20),
     row<Wide<D>, float, Columns<4, 1, 1>>(5, 8),
 
-    row<Plain<D>, double, Rows<2, 6>>(6.3, 7),
-    row<Plain<D>, double, Rows<2, 7>>(8.5, 9),
-    row<Plain<D>, double, Columns<3, 4>>(6.5, 7),
-    row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
-    row<Kahan<D>, double, Rows<1, 6>>(8, 11),
-    row<Kahan<D>, double, Columns<4, 1, 1>>(7, 9),
-    row<Twofold<D>, double, Rows<1, 6>>(18, 18),
-    row<Twofold<D>, double, Columns<4, 1, 1>>(12, 12),
+    row<Plain<D>, double, Rows<2, 6>>(6.3, 7),      row<Plain<D>, double, Rows<2, 7>>(8.5, 9),
+    row<Plain<D>, double, Columns<3, 4>>(6.5, 7),   row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
+    row<Kahan<D>, double, Rows<1, 6>>(8, 11),       row<Kahan<D>, double, Columns<4, 1, 1>>(7, 9),
+    row<Twofold<D>, double, Rows<1, 6>>(18, 18),    row<Twofold<D>, double, Columns<4, 1, 1>>(12, 12),
 };
 #elif defined(DETCONV_ISA_NEON)
 constexpr TileKernel tiles[] = {
-    row<Plain<F>, float, Rows<2, 12>>(12, 12),
-    row<Plain<F>, float, Rows<2, 14, 7>>(14, 14),
-    row<Plain<F>, float, Columns<3, 8>>(12, 12),
-    row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),
-    row<Kahan<F>, float, Rows<1, 12>>(24, 24),
-    row<Kahan<F>, float, Columns<4, 1, 1>>(8, 8),
-    row<Wide<D>, float, Rows<2, 12>>(12, 40),
-    row<Wide<D>, float, Columns<4, 1, 1>>(4, 10),
-    row<Plain<D>, double, Rows<2, 12>>(12, 12),
-    row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
-    row<Kahan<D>, double, Rows<1, 12>>(24, 24),
-    row<Kahan<D>, double, Columns<4, 1, 1>>(8, 8),
-    row<Twofold<D>, double, Rows<1, 8>>(40, 40),
-    row<Twofold<D>, double, Columns<4, 1, 1>>(20, 20),
+    row<Plain<F>, float, Rows<2, 12>>(12, 12),   row<Plain<F>, float, Rows<2, 14, 7>>(14, 14),
+    row<Plain<F>, float, Columns<3, 8>>(12, 12), row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),
+    row<Kahan<F>, float, Rows<1, 12>>(24, 24),   row<Kahan<F>, float, Columns<4, 1, 1>>(8, 8),
+    row<Wide<D>, float, Rows<2, 12>>(12, 40),    row<Wide<D>, float, Columns<4, 1, 1>>(4, 10),
+    row<Plain<D>, double, Rows<2, 12>>(12, 12),  row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
+    row<Kahan<D>, double, Rows<1, 12>>(24, 24),  row<Kahan<D>, double, Columns<4, 1, 1>>(8, 8),
+    row<Twofold<D>, double, Rows<1, 8>>(40, 40), row<Twofold<D>, double, Columns<4, 1, 1>>(20, 20),
 };
 #else
 constexpr TileKernel tiles[] = {
-    row<Plain<F>, float, Rows<2, 4>>(80, 9),
-    row<Plain<F>, float, Columns<4, 1, 1>>(40, 5),
-    row<Kahan<F>, float, Rows<1, 4>>(44, 12),
-    row<Kahan<F>, float, Columns<4, 1, 1>>(44, 12),
-    row<Wide<D>, float, Rows<2, 4>>(9, 20),
-    row<Wide<D>, float, Columns<4, 1, 1>>(5, 10),
-    row<Plain<D>, double, Rows<2, 4>>(80, 9),
-    row<Plain<D>, double, Columns<4, 1, 1>>(40, 5),
-    row<Kahan<D>, double, Rows<1, 4>>(44, 12),
-    row<Kahan<D>, double, Columns<4, 1, 1>>(44, 12),
-    row<Twofold<D>, double, Rows<1, 4>>(80, 80),
-    row<Twofold<D>, double, Columns<4, 1, 1>>(80, 80),
+    row<Plain<F>, float, Rows<2, 4>>(80, 9),     row<Plain<F>, float, Columns<4, 1, 1>>(40, 5),
+    row<Kahan<F>, float, Rows<1, 4>>(44, 12),    row<Kahan<F>, float, Columns<4, 1, 1>>(44, 12),
+    row<Wide<D>, float, Rows<2, 4>>(9, 20),      row<Wide<D>, float, Columns<4, 1, 1>>(5, 10),
+    row<Plain<D>, double, Rows<2, 4>>(80, 9),    row<Plain<D>, double, Columns<4, 1, 1>>(40, 5),
+    row<Kahan<D>, double, Rows<1, 4>>(44, 12),   row<Kahan<D>, double, Columns<4, 1, 1>>(44, 12),
+    row<Twofold<D>, double, Rows<1, 4>>(80, 80), row<Twofold<D>, double, Columns<4, 1, 1>>(80, 80),
 };
 #endif
 
@@ -320,6 +278,35 @@ void copy(const Term* source, Index stride, Index count, Element* target) {
     for (; i < count; ++i) target[i] = static_cast<Element>(source[i * stride]);
 }
 
+// For every row of a panel: fold(... fold(fold(0, term 0), term 1) ...), in double.
+template <class Term, class Fold>
+DETCONV_INLINE void reduce(const Term* panel, Index terms, int width, double* target, Fold fold) {
+    int m = 0;
+    for (; m + D::size <= width; m += D::size) {
+        D folded = D::zero();
+        for (Index r = 0; r < terms; ++r) folded = fold(folded, D::load(panel + r * width + m));
+        folded.store(target + m);
+    }
+    for (; m < width; ++m) {
+        D folded = D::zero();
+        for (Index r = 0; r < terms; ++r)
+            folded = fold(folded, D::broadcast(static_cast<double>(panel[r * width + m])));
+        target[m] = folded.v[0];
+    }
+}
+
+template <class Term>
+void square_sums(const Term* panel, Index terms, int width, double* sums) {
+    reduce(panel, terms, width, sums, [](D sum, D w) { return sum + w * w; });
+}
+
+void maxima(const double* panel, Index terms, int width, double* largest) {
+    reduce(panel, terms, width, largest, [](D most, D w) {
+        const D magnitude = abs(w);
+        return D::select(magnitude.v > most.v, magnitude, most);
+    });
+}
+
 // target[i] += magnitude(source[i]), in double.
 template <class Term, class Magnitude>
 DETCONV_INLINE void accumulate(const Term* source, Index count, double* target, Magnitude magnitude) {
@@ -355,6 +342,9 @@ const Kernels kernels = {
     .copy_float = copy<float, float>,
     .copy_float_wide = copy<float, double>,
     .copy_double = copy<double, double>,
+    .square_sums_float = square_sums<float>,
+    .square_sums_double = square_sums<double>,
+    .maxima_double = maxima,
     .add_squares_float = add_squares<float>,
     .add_squares_double = add_squares<double>,
     .add_magnitudes_double = add_magnitudes,

@@ -13,14 +13,14 @@
 #include <utility>
 
 #if defined(__SSE2__)
-#include <immintrin.h>
+#    include <immintrin.h>
 #elif defined(__aarch64__)
-#include <arm_neon.h>
+#    include <arm_neon.h>
 #endif
 #if defined(__FMA__) || (defined(__aarch64__) && !defined(DETCONV_ISA_BASELINE))
-#define DETCONV_HARDWARE_FMA 1
+#    define DETCONV_HARDWARE_FMA 1
 #else
-#include <cmath>
+#    include <cmath>
 #endif
 
 #define DETCONV_INLINE [[gnu::always_inline]] inline
@@ -133,18 +133,19 @@ DETCONV_INLINE Lanes<T, N> fma(Lanes<T, N> a, Lanes<T, N> b, Lanes<T, N> c) {
         return {vfmaq_f64(c.v, a.v, b.v)};
 #else
     if constexpr (single) {
-        // No fused instruction, and libm's fmaf costs ~17x. In double the product is exact and the sum is off by a known
-        // error; rounding that sum to odd makes the second rounding, to float, the right one (Boldo & Melquiond,
+        // No fused instruction, and libm's fmaf costs ~17x. In double the product is exact and the sum is off by a
+        // known error; rounding that sum to odd makes the second rounding, to float, the right one (Boldo & Melquiond,
         // "Emulation of FMA and correctly rounded sums", IEEE TC 2008: 53 >= 24 + 2 bits suffice).
-        const Lanes<double, N> product = a.template to<double>() * b.template to<double>(), addend = c.template to<double>();
+        const Lanes<double, N> product = a.template to<double>() * b.template to<double>(),
+                               addend = c.template to<double>();
         Lanes<double, N> sum = product + addend;
         const Lanes<double, N> part = sum - product;
         const Lanes<double, N> error = (product - (sum - part)) + (addend - part);
         using Mask = typename Lanes<double, N>::Mask;
         Mask bits = (Mask)sum.v;
-        const Mask inexact = (error.v > 0.0) | (error.v < 0.0);          // false for NaN
-        const Mask even = (bits & 1) - 1;                                // all ones where the last bit is 0
-        const Mask away = ((error.v > 0.0) ^ (sum.v > 0.0)) | 1;         // +1 or -1 ulp, towards the error
+        const Mask inexact = (error.v > 0.0) | (error.v < 0.0);   // false for NaN
+        const Mask even = (bits & 1) - 1;                         // all ones where the last bit is 0
+        const Mask away = ((error.v > 0.0) ^ (sum.v > 0.0)) | 1;  // +1 or -1 ulp, towards the error
         bits += inexact & even & away;
         sum.v = (typename Lanes<double, N>::Vector)bits;
         return sum.template to<float>();

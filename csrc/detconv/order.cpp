@@ -10,7 +10,7 @@ constexpr int deepest_nesting = 64;  // of brackets and repeats: bounds the pars
 constexpr Index largest_number = Index(1) << 48;
 
 class Parser {
-   public:
+public:
     explicit Parser(std::string_view text) : text_(text) {}
 
     Expression all() {
@@ -19,10 +19,14 @@ class Parser {
         return e;
     }
 
-   private:
+private:
     [[noreturn]] void fail(const std::string& what) const {
-        throw InvalidArgument("order: " + what + " at column " + std::to_string(at_ + 1) + " of \"" + std::string(text_) +
-                              "\"");
+        constexpr std::size_t shown = 30;  // a revealed order can be a page long
+        const std::size_t from = at_ > shown ? at_ - shown : 0;
+        std::string excerpt(text_.substr(from, 2 * shown));
+        if (from > 0) excerpt.insert(0, "...");
+        if (from + 2 * shown < text_.size()) excerpt += "...";
+        throw InvalidArgument("order: " + what + " at column " + std::to_string(at_ + 1) + " of \"" + excerpt + '"');
     }
 
     void skip_space() {
@@ -96,7 +100,7 @@ class Parser {
 };
 
 class Lowering {
-   public:
+public:
     Lowering(Index terms, bool has_bias, bool is_float32)
         : terms_(terms), has_bias_(has_bias), is_float32_(is_float32), seen_(static_cast<std::size_t>(terms), false) {}
 
@@ -106,11 +110,12 @@ class Lowering {
         if (const auto missing = std::ranges::find(seen_, false); missing != seen_.end())
             throw InvalidArgument("order: term " + std::to_string(missing - seen_.begin()) + " of 0.." +
                                   std::to_string(terms_ - 1) + " is missing");
-        if (has_bias_ && !bias_seen_) throw InvalidArgument("order: a bias was given, but the order has no item \"bias\"");
+        if (has_bias_ && !bias_seen_)
+            throw InvalidArgument("order: a bias was given, but the order has no item \"bias\"");
         return std::move(program_);
     }
 
-   private:
+private:
     // Items of a chain run on the current accumulator; `wide` tells whether it is a double.
     void chain(const Expression& e, Index shift, bool wide) {
         for (const Item& item : e.items) std::visit([&](const auto& value) { lower(value, shift, wide); }, item.value);
@@ -166,7 +171,8 @@ class Lowering {
             throw InvalidArgument("order: " + std::to_string(repeat.count) + " copies are more than the " +
                                   std::to_string(terms_) + " terms of a sum");
         for (Index i = 0; i < repeat.count; ++i)
-            chain(repeat.inner, checked_add(shift, checked_multiply(i, repeat.stride, "a stride"), "a term's number"), wide);
+            chain(repeat.inner, checked_add(shift, checked_multiply(i, repeat.stride, "a stride"), "a term's number"),
+                  wide);
     }
 
     void emit(Instruction instruction) { program_.code.push_back(instruction); }
@@ -193,7 +199,8 @@ void print_to(std::string& out, const Expression& e) {
             out += ']';
         } else {
             const auto& repeat = std::get<Repeat>(item.value);
-            out += std::to_string(repeat.count) + "x(" + (repeat.stride < 0 ? "" : "+") + std::to_string(repeat.stride) + "){";
+            out += std::to_string(repeat.count) + "x(" + (repeat.stride < 0 ? "" : "+") +
+                   std::to_string(repeat.stride) + "){";
             print_to(out, repeat.inner);
             out += '}';
         }

@@ -4,16 +4,16 @@
 #include <mutex>
 
 #if defined(__SSE2__)
-#include <immintrin.h>
+#    include <immintrin.h>
 #elif !defined(__aarch64__)
-#include <cfenv>
+#    include <cfenv>
 #endif
 #if defined(_OPENMP)
-#include <omp.h>
+#    include <omp.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#define DETCONV_HAS_FORK 1
+#    include <pthread.h>
+#    define DETCONV_HAS_FORK 1
 #endif
 
 namespace detconv::parallel {
@@ -27,7 +27,8 @@ std::atomic<bool> in_forked_child{false};
 #endif
 
 #if defined(__SSE2__)
-constexpr unsigned control_default = 0x1f80, flag_invalid = 1, flag_overflow = 8, flag_underflow = 16, flag_inexact = 32;
+constexpr unsigned control_default = 0x1f80, flag_invalid = 1, flag_overflow = 8, flag_underflow = 16,
+                   flag_inexact = 32;
 std::uint64_t read_control() { return _mm_getcsr(); }
 void write_control(std::uint64_t value) { _mm_setcsr(static_cast<unsigned>(value)); }
 unsigned read_flags() { return _mm_getcsr(); }
@@ -49,7 +50,9 @@ void clear_flags() { asm volatile("msr fpsr, %0" : : "r"(std::uint64_t(0))); }
 constexpr unsigned control_default = 0, flag_invalid = FE_INVALID, flag_overflow = FE_OVERFLOW,
                    flag_underflow = FE_UNDERFLOW, flag_inexact = FE_INEXACT;
 std::uint64_t read_control() { return static_cast<std::uint64_t>(std::fegetround()); }
-void write_control(std::uint64_t value) { std::fesetround(value == control_default ? FE_TONEAREST : static_cast<int>(value)); }
+void write_control(std::uint64_t value) {
+    std::fesetround(value == control_default ? FE_TONEAREST : static_cast<int>(value));
+}
 unsigned read_flags() { return static_cast<unsigned>(std::fetestexcept(FE_ALL_EXCEPT)); }
 void clear_flags() { std::feclearexcept(FE_ALL_EXCEPT); }
 #endif
@@ -89,7 +92,8 @@ void Flags::clear() { clear_flags(); }
 
 Flags Flags::read() {
     const unsigned flags = read_flags();
-    return {(flags & flag_inexact) != 0, (flags & flag_underflow) != 0, (flags & flag_overflow) != 0, (flags & flag_invalid) != 0};
+    return {(flags & flag_inexact) != 0, (flags & flag_underflow) != 0, (flags & flag_overflow) != 0,
+            (flags & flag_invalid) != 0};
 }
 
 void Control::poll() {
@@ -117,7 +121,7 @@ void run(int threads, Control& control, const std::function<void(int)>& body) {
     };
 #if defined(_OPENMP)
     if (threads > 1) {
-#pragma omp parallel num_threads(threads)
+#    pragma omp parallel num_threads(threads)
         guarded(omp_get_thread_num());
     } else
 #endif

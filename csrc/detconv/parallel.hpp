@@ -23,20 +23,21 @@ struct Interrupted : std::runtime_error {
 // Asked a few times a second, on the calling thread only, whether to give up.
 using InterruptCheck = std::function<bool()>;
 
-// While it lives: round to nearest, subnormals kept, no traps. The caller's state comes back, its sticky flags included.
+// While it lives: round to nearest, subnormals kept, no traps. The caller's state comes back, its sticky flags
+// included.
 class FloatEnvironment {
-   public:
+public:
     FloatEnvironment();
     ~FloatEnvironment();
     FloatEnvironment(const FloatEnvironment&) = delete;
     FloatEnvironment& operator=(const FloatEnvironment&) = delete;
 
-   private:
+private:
     std::uint64_t saved_;
 };
 
-// IEEE's sticky exception flags of this thread. The compiler does not see that arithmetic sets them: clear and read them
-// only around calls that it cannot look into.
+// IEEE's sticky exception flags of this thread. The compiler does not see that arithmetic sets them: clear and read
+// them only around calls that it cannot look into.
 struct Flags {
     bool inexact, underflow, overflow, invalid;
     static void clear();
@@ -45,7 +46,7 @@ struct Flags {
 
 // Shared by the threads of one call: whether to stop, and why.
 class Control {
-   public:
+public:
     explicit Control(const InterruptCheck& check) : check_(check) {}
     bool stopped() const { return stop_.load(std::memory_order_relaxed); }
     void stop() { stop_.store(true, std::memory_order_relaxed); }
@@ -56,7 +57,7 @@ class Control {
     }
     bool interrupted() const { return interrupted_; }
 
-   private:
+private:
     void poll();
     const InterruptCheck& check_;
     std::atomic<bool> stop_{false};

@@ -107,21 +107,27 @@ Summation::Summation(std::string_view method, std::string_view order, std::strin
                               " with method \"" + std::string(method) + '"');
 
     if (parse_loops(order, loops_)) {
-        for (const int axis : loops_) order_ += (order_.empty() ? "" : ",") + std::string(axis_names[static_cast<std::size_t>(axis)]);
+        for (const int axis : loops_)
+            order_ += (order_.empty() ? "" : ",") + std::string(axis_names[static_cast<std::size_t>(axis)]);
         return;
     }
     if (order.find(',') != order.npos || order.find_first_of("0123456789") == order.npos)
-        throw InvalidArgument("order must be a permutation of \"c,kh,kw\" or a text in the order language, such as "
-                              "\"25x(+1){16x(+25){f0}} bias\"; got \"" + std::string(order) + '"');
+        throw InvalidArgument(
+            "order must be a permutation of \"c,kh,kw\" or a text in the order language, such as "
+            "\"25x(+1){16x(+25){f0}} bias\"; got \"" +
+            std::string(order) + '"');
     expression_ = std::make_shared<const order::Expression>(order::parse(order));
     order_ = order::print(*expression_);
-    if (method_ != Method::naive && method_ != Method::pairwise)
-        throw InvalidArgument("an explicit order fixes the accumulators: it goes with method \"naive\" or the default; got "
-                              "method \"" + std::string(method) + '"');
-    if (products_ != Products::fused || bias_ != BiasPosition::last || block != default_block)
-        throw InvalidArgument("an explicit order fixes products, bias and blocks: leave products, bias and block at their "
-                              "defaults; got products \"" + std::string(products) + "\", bias \"" + std::string(bias) +
-                              "\", block " + std::to_string(block));
+    auto fixed = [](bool holds, const char* field, const char* only, const std::string& got) {
+        if (!holds)
+            throw InvalidArgument(std::string(field) + " must be " + only +
+                                  " with an explicit order, which fixes it; got " + got);
+    };
+    fixed(method_ == Method::naive || method_ == Method::pairwise, "method", "\"naive\" (or the default)",
+          '"' + std::string(method) + '"');
+    fixed(products_ == Products::fused, "products", "left at its default", '"' + std::string(products) + '"');
+    fixed(bias_ == BiasPosition::last, "bias", "left at its default", '"' + std::string(bias) + '"');
+    fixed(block == default_block, "block", "left at its default", std::to_string(block));
     method_ = Method::naive;
 }
 

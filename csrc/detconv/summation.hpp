@@ -48,7 +48,7 @@ struct Expression;  // an explicit order, parsed
 }
 
 class Summation {
-   public:
+public:
     // Texts as the user writes them; throws InvalidArgument naming the field and what is valid.
     Summation(std::string_view method, std::string_view order, std::string_view products, std::string_view bias,
               Index block, std::string_view samples);
@@ -65,7 +65,7 @@ class Summation {
     // The outermost-first axes of a loop order: a permutation of 0 (c), 1 (kh), 2 (kw).
     const std::array<int, 3>& loops() const { return loops_; }
 
-   private:
+private:
     Method method_;
     Products products_;
     BiasPosition bias_;

@@ -12,11 +12,11 @@ namespace detconv {
 enum class Side : std::uint8_t { rows, columns };
 
 struct Tile {
-    const void* panel;    // term r of the sequence at panel + r * panel_stride
-    Index panel_stride;   // in elements
-    const void* image;    // where the tile's first column reads a tap of 0
-    const Index* taps;    // element offset of each term of the sequence
-    Index row_step;       // elements between the image rows of the tile's columns; within a row columns are adjacent
+    const void* panel;   // term r of the sequence at panel + r * panel_stride
+    Index panel_stride;  // in elements
+    const void* image;   // where the tile's first column reads a tap of 0
+    const Index* taps;   // element offset of each term of the sequence
+    Index row_step;      // elements between the image rows of the tile's columns; within a row columns are adjacent
     const Instruction* code;
     Index code_size;
     const void* bias;  // of the tile's rows, in the accumulator's type
@@ -33,7 +33,7 @@ struct TileOutput {
 };
 
 // Certificate of exact totals: |total - sum| <= row_bound * column_norm + bias_bound (exact.hpp). `certify` replaces
-// totals by what they round to, and marks those that may round either way with NaN in `uncertain`'s byte.
+// totals by what they round to, and marks those that may round either way.
 struct Certificate {
     void* totals;
     const double* row_bound;
@@ -80,7 +80,12 @@ struct Kernels {
     void (*copy_float)(const float*, Index stride, Index count, float*);
     void (*copy_float_wide)(const float*, Index stride, Index count, double*);
     void (*copy_double)(const double*, Index stride, Index count, double*);
-    // target[i] += magnitude(source[i]): squares for float32 terms, absolute values for float64 (exact.hpp)
+    // Norms for the certificate of exact sums (exact.hpp): sums of squares for float32 terms; for float64 the largest
+    // magnitude of each row of a panel, and sums of magnitudes of the image.
+    void (*square_sums_float)(const float* panel, Index terms, int width, double* sums);
+    void (*square_sums_double)(const double* panel, Index terms, int width, double* sums);
+    void (*maxima_double)(const double* panel, Index terms, int width, double* maxima);
+    // target[i] += magnitude(source[i])
     void (*add_squares_float)(const float*, Index count, double* target);
     void (*add_squares_double)(const double*, Index count, double* target);
     void (*add_magnitudes_double)(const double*, Index count, double* target);

@@ -40,7 +40,6 @@ def _info(_: argparse.Namespace) -> int:
         config.as_lines(
             {
                 **config.build_info(),
-                "threads": config.get_num_threads(),
                 "machine": platform.platform(),
                 "python": platform.python_version(),
                 **{package: _version_of(package) for package in ("numpy", "torch")},

@@ -8,7 +8,7 @@ from detconv import _core
 
 
 def build_info() -> dict[str, object]:
-    """Version, compiler, flags, instruction sets (built, usable, in use) and OpenMP, by name."""
+    """Version, compiler, flags, instruction sets (built, usable, in use), OpenMP and threads, by name."""
     return _core.build_info()
 
 
@@ -21,7 +21,7 @@ def set_num_threads(n: int) -> None:
     """Compute on n threads from now on.
 
     Raises:
-        ValueError: n is less than 1 or too large.
+        ValueError: n is less than 1, or more than any machine has.
         TypeError: n is not an int.
     """
     if isinstance(n, bool) or not isinstance(n, int):
