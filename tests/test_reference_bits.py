@@ -7,7 +7,6 @@ uniform data; there all outputs must also be the same on every instruction set a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,9 @@ def test_blocks_of_every_size(terms: int, dtype: type) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_kind_of_data(method: str, kind: str, dtype: type) -> None:
     for groups, channels in ((1, 2), (3, 1)):
-        image, weight, bias = (made(s, dtype, 7, kind) for s in [(2, 3 * channels, 5, 6), (6, 3 * channels, 2, 2), (6,)])
+        image, weight, bias = (
+            made(s, dtype, 7, kind) for s in [(2, 3 * channels, 5, 6), (6, 3 * channels, 2, 2), (6,)]
+        )
         layer = Layer(image, weight[:, : 3 * channels // groups], bias, {"padding": 1, "groups": groups})
         for fields in ("", "products=rounded", "bias=first order=kw,c,kh"):
             assert_equals_reference(layer, f"{method} {fields}")
@@ -134,12 +135,109 @@ def test_every_kind_of_data(method: str, kind: str, dtype: type) -> None:
 
 # ---- Larger layers, made for a path ----
 
-# Input, weight, options. What a row is for stands behind it.
-LARGE: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+Shape = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]  # input, weight, options
+
+LARGE: dict[str, Shape] = {
     "wide": ((1, 5, 4, 261), (17, 5, 3, 3), {"padding": 1}),
     "tall": ((1, 5, 261, 4), (17, 5, 3, 3), {"padding": 1}),
     "7x7": ((2, 24, 7, 7), (40, 24, 3, 3), {"padding": 1}),
     "14x14": ((1, 12, 14, 14), (72, 12, 3, 3), {"padding": 1}),
     "28x28": ((1, 16, 28, 28), (8, 16, 5, 5), {"padding": 2}),
     "56x56": ((1, 6, 56, 56), (33, 6, 3, 3), {"padding": 1}),
+    "a few pixels": ((1, 16, 7, 14), (96, 16, 1, 1), {}),
+    "one short row": ((1, 8, 1, 15), (40, 8, 5, 5), {"padding": 2}),
+    "one output channel": ((1, 3, 40, 50), (1, 3, 3, 3), {"padding": 1}),
+    "many output channels": ((1, 20, 9, 9), (200, 20, 3, 3), {"padding": 1}),
+    "no padding": ((1, 7, 30, 47), (24, 7, 3, 5), {}),
+    "1x1": ((2, 40, 14, 14), (72, 40, 1, 1), {}),
+    "1x1, large": ((1, 9, 64, 65), (16, 9, 1, 1), {}),
+    "1x1, stride 2": ((1, 24, 15, 28), (40, 24, 1, 1), {"stride": 2}),
+    "depthwise": ((2, 24, 28, 29), (24, 1, 3, 3), {"padding": 1, "groups": 24}),
+    "depthwise, stride 2": ((1, 16, 57, 56), (16, 1, 5, 5), {"padding": 2, "stride": 2, "groups": 16}),
+    "depthwise, a few pixels": ((1, 96, 8, 7), (96, 1, 5, 5), {"padding": 2, "stride": 2, "groups": 96}),
+    "depthwise, 1x1": ((1, 32, 56, 2), (32, 1, 1, 1), {"groups": 32}),
+    "groups of 8, stride 2": ((1, 64, 5, 24), (64, 8, 5, 5), {"stride": 2, "groups": 8}),
+    "groups": ((1, 48, 13, 17), (64, 12, 3, 3), {"padding": 1, "groups": 4}),
+    "stride beyond the kernel": ((1, 8, 41, 63), (20, 8, 2, 3), {"stride": (5, 4)}),
+    "dilation 8": ((1, 8, 26, 37), (24, 8, 3, 3), {"dilation": 8, "padding": 8}),
+    "kernel over the whole image": ((3, 5, 11, 9), (40, 5, 11, 9), {}),
+    "padding beyond the kernel": ((1, 8, 6, 5), (12, 8, 3, 3), {"padding": 7}),
+    "a row longer than a chunk": ((1, 64, 3, 1100), (8, 64, 3, 3), {"padding": (0, 1)}),
+    "weights of more than 2 MiB": ((1, 256, 4, 4), (512, 256, 3, 3), {"padding": 1}),
 }
+
+
+SUMMATIONS = (
+    "naive order=kh,kw,c",
+    "pairwise order=c,kw,kh products=rounded bias=first block=48",
+    "kahan order=kw,kh,c",
+    "kahan products=rounded bias=first",
+    "fp64 order=kh,c,kw",
+    "exact",
+)
+
+
+def large_layer(shape: Shape, dtype: type, kind: str) -> Layer:
+    input_shape, weight_shape, options = shape
+    everything = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
+    pairs = {
+        name: value if name == "groups" else tuple(np.broadcast_to(value, 2)) for name, value in everything.items()
+    }
+    arrays = [made(s, dtype, seed, kind) for seed, s in enumerate([input_shape, weight_shape, weight_shape[:1]])]
+    return Layer(*arrays, pairs)
+
+
+def padded(layer: Layer) -> Array:
+    vertical, horizontal = layer.options["padding"]
+    return np.pad(layer.input, ((0, 0), (0, 0), (vertical,) * 2, (horizontal,) * 2))
+
+
+def of_integers(layer: Layer, shape: tuple[int, ...]) -> Array:
+    """The output, of that shape, of a layer of small integers: computed in double without any rounding."""
+    image, weight, bias = padded(layer).astype(np.float64), layer.weight.astype(np.float64), layer.bias
+    (sh, sw), (dh, dw), groups = layer.options["stride"], layer.options["dilation"], layer.options["groups"]
+    (n, _, oh, ow), (_, channels, rows, columns) = shape, weight.shape
+    total: Array = np.zeros((n, groups, shape[1] // groups, oh * ow))
+    for i, j in np.ndindex(rows, columns):
+        x = image[:, :, i * dh :: sh, j * dw :: sw][..., :oh, :ow]
+        total += weight[:, :, i, j].reshape(groups, -1, channels) @ x.reshape(n, groups, channels, oh * ow)
+    assert bias is not None
+    assert np.abs(total).max() < 2**23
+    return (total.reshape(shape) + bias.reshape(-1, 1, 1)).astype(bias.dtype)
+
+
+def assert_some_outputs_equal_reference(actual: Array, layer: Layer, summation: str) -> None:
+    """The first, the last and a few other output channels, each in the corners and in a few other pixels."""
+    image, weight, bias = padded(layer), layer.weight, layer.bias
+    assert bias is not None
+    (sh, sw), dilation, groups = layer.options["stride"], layer.options["dilation"], layer.options["groups"]
+    span = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    samples, outputs, oh, ow = actual.shape
+    few = words(outputs * oh + ow, 12).astype(np.int64).reshape(4, 3)
+    corners = [(n, p, q) for n in {0, samples - 1} for p in {0, oh - 1} for q in {0, ow - 1}]
+    pixels = [*corners, *[(int(n % samples), int(p % oh), int(q % ow)) for n, p, q in few]]
+    for o in sorted({0, outputs - 1, outputs // 2 + 1 if outputs > 2 else 0}):
+        first = o // (outputs // groups) * weight.shape[1]
+        windows = [
+            image[n, first : first + weight.shape[1], p * sh : p * sh + span[0], q * sw : q * sw + span[1]]
+            for n, p, q in pixels
+        ]
+        one = slice(o, o + 1)
+        expected = reference.conv2d(np.stack(windows), weight[one], bias[one], dilation=dilation, summation=summation)
+        assert_same_bits(np.array([actual[n, o, p, q] for n, p, q in pixels]), expected.ravel(), (summation, o, pixels))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("summation", SUMMATIONS)
+@pytest.mark.parametrize("name", LARGE)
+def test_large_layers(name: str, summation: str, dtype: type) -> None:
+    layer = large_layer(LARGE[name], dtype, "small integers")
+    variants = on_every_instruction_set(lambda: detconv.conv2d(*layer.arrays, **layer.options, summation=summation))
+    for variant, actual in variants.items():
+        assert_same_bits(actual, of_integers(layer, actual.shape), variant)
+
+    layer = large_layer(LARGE[name], dtype, "uniform")
+    variants = on_every_instruction_set(
+        lambda: detconv.conv2d(*layer.arrays, **layer.options, summation=summation), threads=(1, 3)
+    )
+    assert_some_outputs_equal_reference(assert_consistent(variants), layer, summation)

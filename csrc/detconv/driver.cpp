@@ -73,6 +73,50 @@ struct Chunk {
     Index batch, h, w, height, width;
 };
 
+// One dimension of a chunk's copy. Its positions are laid out in runs: position q of run r holds image coordinate
+// base * step + origin[r] + q * step, so that the columns of a tap lie side by side whatever the step. A dense layout
+// has one run for each residue of the taps modulo the step; where the taps are far apart (dilation), one run a tap is
+// shorter.
+struct Axis {
+    Index step = 1, extra = 0;         // a run has `extra` positions more than the chunk has columns
+    std::vector<Index> origin;         // of each run, in tap coordinates
+    std::vector<Index> run, position;  // of each tap, for the chunk's first column
+
+    Axis(const std::vector<Index>& taps, Index given_step, Index columns) : step(columns > 1 ? given_step : 1) {
+        for (const Index tap : taps) {
+            std::size_t r = 0;
+            while (r < origin.size() && (tap - origin[r]) % step != 0) ++r;
+            if (r == origin.size()) origin.push_back(tap);
+            origin[r] = std::min(origin[r], tap);
+            run.push_back(static_cast<Index>(r));
+        }
+        for (std::size_t i = 0; i < taps.size(); ++i) {
+            position.push_back((taps[i] - origin[static_cast<std::size_t>(run[i])]) / step);
+            extra = std::max(extra, position[i]);
+        }
+    }
+
+    // The same taps, one run each.
+    Axis apart(const std::vector<Index>& taps) const {
+        Axis axis(*this);
+        axis.extra = 0;
+        axis.origin = taps;
+        std::iota(axis.run.begin(), axis.run.end(), Index(0));
+        std::ranges::fill(axis.position, 0);
+        return axis;
+    }
+
+    Index runs() const { return static_cast<Index>(origin.size()); }
+    Index taps() const { return static_cast<Index>(run.size()); }
+    Index run_length(Index columns) const { return columns + extra; }
+    Index length(Index columns) const { return runs() * run_length(columns); }
+    // Where tap i of the first column is, in a copy for so many columns.
+    Index at(Index i, Index columns) const {
+        const auto tap = static_cast<std::size_t>(i);
+        return run[tap] * run_length(columns) + position[tap];
+    }
+};
+
 // What one call decides before it runs. Nothing in it can change a bit of the result.
 class Plan {
 public:
@@ -81,15 +125,14 @@ public:
     const Contraction& c;
     const TileKernel* kernel = nullptr;
     bool in_place = false;
-    Index terms, term_size, element_size, image_size,
-        panel_size;  // sizes in bytes: of T, of the accumulator, of each operand
+    Index terms;
+    Index term_size, element_size, image_size, panel_size;  // bytes: of T, of the accumulator, of each operand
     bool image_wide, panel_wide;
 
-    Index min_row_tap, min_column_tap, span_h, span_w;  // of the window
+    Index first_tap_h, first_tap_w, span_h, span_w;  // of the window
     Index chunk_h, chunk_w, chunks_h, chunks_w;
-    std::vector<Index> phase_slot;  // scratch rows are split by position modulo step.w, so that columns become adjacent
-    std::vector<bool> row_used;     // by position modulo step.h
-    Index phases, phase_pitch, row_pitch, scratch_rows;
+    Axis rows, columns;           // of a chunk's copy
+    Index copy_h, copy_w, pitch;  // columns it has room for; elements of one of its rows
     std::vector<Index> taps, position;
     Index tile_row_step;
 
@@ -114,17 +157,19 @@ private:
     void share_work(int threads);
 };
 
-Plan::Plan(const Contraction& contraction, const Execution& execution) : c(contraction) {
+Plan::Plan(const Contraction& contraction, const Execution& execution)
+    : c(contraction),
+      rows(contraction.row_taps, contraction.step.h, contraction.columns.h),
+      columns(contraction.column_taps, contraction.step.w, contraction.columns.w) {
     terms = c.terms();
     term_size = c.is_float32 ? 4 : 8;
     const auto [low_h, high_h] = std::ranges::minmax(c.row_taps);
     const auto [low_w, high_w] = std::ranges::minmax(c.column_taps);
-    min_row_tap = low_h, min_column_tap = low_w;
+    first_tap_h = low_h, first_tap_w = low_w;
     span_h = high_h - low_h + 1, span_w = high_w - low_w + 1;
     choose_kernel(execution.kernels);
     element_size = kernel->accumulator == Accumulator::wide ? 8 : term_size;
-    // The operand that is broadcast is stored in the accumulator's type, the one that is loaded in the terms'
-    // (contraction.hpp).
+    // contraction.hpp: what is broadcast is stored in the accumulator's type, what is loaded in the terms'.
     const bool wide = element_size != term_size;
     image_wide = wide && kernel->side == Side::rows;
     panel_wide = wide && kernel->side == Side::columns;
@@ -141,10 +186,10 @@ Plan::Plan(const Contraction& contraction, const Execution& execution) : c(contr
 // Every tap of every column inside the image, columns adjacent, and room to shift a tile that would stick out.
 bool Plan::could_stay_in_place(const TileKernel& k) const {
     const bool copies_to_double = c.is_float32 && k.accumulator == Accumulator::wide && k.side == Side::rows;
-    return !copies_to_double && c.step.w == 1 && c.image.w == 1 && min_row_tap >= c.image_origin.h &&
-           min_column_tap >= c.image_origin.w &&
-           min_row_tap + (c.columns.h - 1) * c.step.h + span_h <= c.image_origin.h + c.image_size.h &&
-           min_column_tap + c.columns.w - 1 + span_w <= c.image_origin.w + c.image_size.w &&
+    return !copies_to_double && c.step.w == 1 && c.image.w == 1 && first_tap_h >= c.image_origin.h &&
+           first_tap_w >= c.image_origin.w &&
+           first_tap_h + (c.columns.h - 1) * c.step.h + span_h <= c.image_origin.h + c.image_size.h &&
+           first_tap_w + c.columns.w - 1 + span_w <= c.image_origin.w + c.image_size.w &&
            c.columns.h >= k.image_rows() && c.columns.w >= k.columns();
 }
 
@@ -159,8 +204,8 @@ double Plan::cost(const TileKernel& k, bool stays) const {
     // About 100 cycles a tile and 4 for each of its vectors go into starting, storing and transposing.
     double cycles = tiles * (fused * k.fused_cycles + rounded * k.rounded_cycles + 100 + 4 * k.vectors * k.broadcasts);
     if (!stays)
-        cycles += static_cast<double>(c.planes) * static_cast<double>(c.columns.h * c.step.h + span_h) *
-                  (20 + 0.3 * static_cast<double>(c.columns.w * c.step.w + span_w));
+        cycles += static_cast<double>(c.planes * rows.length(c.columns.h)) *
+                  (20 + 0.3 * static_cast<double>(columns.length(c.columns.w)));
     return cycles;
 }
 
@@ -178,7 +223,8 @@ void Plan::choose_kernel(const Kernels& kernels) {
 void Plan::choose_chunks(int threads) {
     const Index tile_h = kernel->image_rows(), tile_w = kernel->columns();
     auto bytes = [&](Index h, Index w) {
-        return ((h - 1) * c.step.h + span_h) * c.planes * ((w - 1) * c.step.w + span_w) * image_size;
+        return std::min(rows.length(h), rows.taps() * h) * c.planes * std::min(columns.length(w), columns.taps() * w) *
+               image_size;
     };
     // Whole rows where a tile's rows fit; narrower where even those are too many bytes.
     chunk_w = c.columns.w;
@@ -205,38 +251,19 @@ void Plan::choose_chunks(int threads) {
 }
 
 void Plan::lay_out() {
-    const auto nh = static_cast<Index>(c.row_taps.size()), nw = static_cast<Index>(c.column_taps.size());
-    std::vector<Index> by_term(static_cast<std::size_t>(terms));
-    auto fill = [&](auto&& tap) {
-        std::size_t k = 0;
-        for (Index p = 0; p < c.planes; ++p)
-            for (Index i = 0; i < nh; ++i)
-                for (Index j = 0; j < nw; ++j)
-                    by_term[k++] =
-                        tap(p, c.row_taps[static_cast<std::size_t>(i)], c.column_taps[static_cast<std::size_t>(j)]);
-    };
-    if (in_place) {
-        fill([&](Index p, Index i, Index j) { return p * c.image.plane + i * c.image.h + j; });
-        tile_row_step = c.step.h * c.image.h;
-    } else {
-        const Index tile_h = kernel->image_rows(), tile_w = kernel->columns();
-        phase_slot.assign(static_cast<std::size_t>(c.step.w), -1);
-        phases = 0;
-        for (const Index j : c.column_taps) {
-            Index& slot = phase_slot[static_cast<std::size_t>((j - min_column_tap) % c.step.w)];
-            if (slot < 0) slot = phases++;
-        }
-        row_used.assign(static_cast<std::size_t>(c.step.h), false);
-        for (const Index i : c.row_taps) row_used[static_cast<std::size_t>((i - min_row_tap) % c.step.h)] = true;
-        phase_pitch = round_up(chunk_w, tile_w) + (span_w - 1) / c.step.w;
-        row_pitch = phases * phase_pitch;
-        scratch_rows = (round_up(chunk_h, tile_h) - 1) * c.step.h + span_h;
-        fill([&](Index p, Index i, Index j) {
-            const Index along = j - min_column_tap, slot = phase_slot[static_cast<std::size_t>(along % c.step.w)];
-            return ((i - min_row_tap) * c.planes + p) * row_pitch + slot * phase_pitch + along / c.step.w;
-        });
-        tile_row_step = c.step.h * c.planes * row_pitch;
-    }
+    copy_h = round_up(chunk_h, kernel->image_rows()), copy_w = round_up(chunk_w, kernel->columns());
+    if (rows.length(copy_h) > rows.taps() * copy_h) rows = rows.apart(c.row_taps);
+    if (columns.length(copy_w) > columns.taps() * copy_w) columns = columns.apart(c.column_taps);
+    pitch = columns.length(copy_w);
+    tile_row_step = in_place ? c.step.h * c.image.h : c.planes * pitch;
+    std::vector<Index> by_term;
+    by_term.reserve(static_cast<std::size_t>(terms));
+    for (Index p = 0; p < c.planes; ++p)
+        for (Index i = 0; i < rows.taps(); ++i)
+            for (Index j = 0; j < columns.taps(); ++j)
+                by_term.push_back(in_place ? p * c.image.plane + c.row_taps[static_cast<std::size_t>(i)] * c.image.h +
+                                                 c.column_taps[static_cast<std::size_t>(j)]
+                                           : (rows.at(i, copy_h) * c.planes + p) * pitch + columns.at(j, copy_w));
     const auto& sequence = c.program.sequence;
     if (sequence.empty()) {
         taps = std::move(by_term);
@@ -417,47 +444,58 @@ void Worker::load(Index group, Index chunk) {
     loaded_group_ = group, loaded_chunk_ = chunk;
 }
 
-// Copies what the chunk's taps read to [row][plane][phase][column], with the padding.
+// Copies what the chunk's taps read to [row][plane][column], with the padding, the rows and columns as Axis says.
 void Worker::copy_image(Index group) {
     const Contraction::Operand& source = c_.image;
-    const Index size = plan_.image_size;
-    char* const target = image_buffer_.at_least<char>(
-        checked_multiply(plan_.scratch_rows * c_.planes, plan_.row_pitch * size, "the copy of a chunk"));
+    const Axis &rows = plan_.rows, &columns = plan_.columns;
+    const Index size = plan_.image_size, height = rows.run_length(plan_.copy_h),
+                width = columns.run_length(plan_.copy_w);
+    const Index row_bytes = c_.planes * plan_.pitch * size;
+    char* const target =
+        image_buffer_.at_least<char>(checked_multiply(rows.length(plan_.copy_h), row_bytes, "the copy of a chunk"));
     const char* const data = offset(source.data, chunk_.batch * source.batch + group * source.group, plan_.term_size);
-    const Index stride = source.w * c_.step.w;
-    const Index rows = (round_up(chunk_.height, kernel_.image_rows()) - 1) * c_.step.h + plan_.span_h;
-    for (Index row = 0; row < rows; ++row) {
-        if (!plan_.row_used[static_cast<std::size_t>(row % c_.step.h)]) continue;
-        const Index h = chunk_.h * c_.step.h + plan_.min_row_tap + row - c_.image_origin.h;
-        char* const row_target = target + row * c_.planes * plan_.row_pitch * size;
-        if (h < 0 || h >= c_.image_size.h) {
-            std::memset(row_target, 0, static_cast<std::size_t>(c_.planes * plan_.row_pitch * size));
-            continue;
-        }
-        for (Index phase = 0; phase < c_.step.w; ++phase) {
-            const Index slot = plan_.phase_slot[static_cast<std::size_t>(phase)];
-            if (slot < 0) continue;
-            // Position q of this phase is image column first + q * step; [begin, end) of them exist.
-            const Index first = chunk_.w * c_.step.w + plan_.min_column_tap + phase - c_.image_origin.w;
-            const Index begin = std::min(first < 0 ? divide_up(-first, c_.step.w) : 0, plan_.phase_pitch);
-            const Index end = std::clamp<Index>(
-                first < c_.image_size.w ? divide_up(c_.image_size.w - first, c_.step.w) : 0, begin, plan_.phase_pitch);
-            for (Index p = 0; p < c_.planes; ++p) {
-                char* const to = row_target + (p * plan_.row_pitch + slot * plan_.phase_pitch) * size;
-                const char* const from = offset(
-                    data, p * source.plane + h * source.h + (first + begin * c_.step.w) * source.w, plan_.term_size);
-                std::memset(to, 0, static_cast<std::size_t>(begin * size));
-                char* const middle = to + begin * size;
-                if (!c_.is_float32)
-                    kernels_.copy_double(reinterpret_cast<const double*>(from), stride, end - begin,
-                                         reinterpret_cast<double*>(middle));
-                else if (plan_.image_wide)
-                    kernels_.copy_float_wide(reinterpret_cast<const float*>(from), stride, end - begin,
+    // Positions begin..end of a run lie inside the image; the others, and those beyond the chunk, are +0.
+    struct Inside {
+        Index first, begin, end;
+    };
+    auto inside = [](const Axis& axis, Index r, Index base, Index count, Index origin, Index size_of_image) {
+        const Index first = base * axis.step + axis.origin[static_cast<std::size_t>(r)] - origin;
+        const Index positions = axis.run_length(count);
+        const Index begin = first < 0 ? std::min(divide_up(-first, axis.step), positions) : 0;
+        const Index end = first < size_of_image ? std::min(divide_up(size_of_image - first, axis.step), positions) : 0;
+        return Inside{first, begin, std::max(begin, end)};
+    };
+    for (Index rh = 0; rh < rows.runs(); ++rh) {
+        const Inside in_h = inside(rows, rh, chunk_.h, chunk_.height, c_.image_origin.h, c_.image_size.h);
+        for (Index q = 0; q < height; ++q) {
+            char* const row = target + (rh * height + q) * row_bytes;
+            if (q < in_h.begin || q >= in_h.end) {
+                std::memset(row, 0, static_cast<std::size_t>(row_bytes));
+                continue;
+            }
+            const Index h = in_h.first + q * rows.step;
+            for (Index rw = 0; rw < columns.runs(); ++rw) {
+                const Inside in_w = inside(columns, rw, chunk_.w, chunk_.width, c_.image_origin.w, c_.image_size.w);
+                const Index count = in_w.end - in_w.begin, stride = source.w * columns.step;
+                for (Index p = 0; p < c_.planes; ++p) {
+                    char* const to = row + (p * plan_.pitch + rw * width) * size;
+                    char* const middle = to + in_w.begin * size;
+                    std::memset(to, 0, static_cast<std::size_t>(in_w.begin * size));
+                    std::memset(to + in_w.end * size, 0, static_cast<std::size_t>((width - in_w.end) * size));
+                    if (count == 0) continue;
+                    const Index w = in_w.first + in_w.begin * columns.step;
+                    const char* const from =
+                        offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
+                    if (!c_.is_float32)
+                        kernels_.copy_double(reinterpret_cast<const double*>(from), stride, count,
                                              reinterpret_cast<double*>(middle));
-                else
-                    kernels_.copy_float(reinterpret_cast<const float*>(from), stride, end - begin,
-                                        reinterpret_cast<float*>(middle));
-                std::memset(to + end * size, 0, static_cast<std::size_t>((plan_.phase_pitch - end) * size));
+                    else if (plan_.image_wide)
+                        kernels_.copy_float_wide(reinterpret_cast<const float*>(from), stride, count,
+                                                 reinterpret_cast<double*>(middle));
+                    else
+                        kernels_.copy_float(reinterpret_cast<const float*>(from), stride, count,
+                                            reinterpret_cast<float*>(middle));
+                }
             }
         }
     }
@@ -468,18 +506,18 @@ void Worker::copy_image(Index group) {
 void Worker::measure_columns() {
     const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
     const Index width = round_up(chunk_.width, tile_w), height = round_up(chunk_.height, tile_h);
-    // The image as rows of `length` elements, `planes` of them to be added up.
-    const Index length = plan_.in_place ? chunk_.width + plan_.span_w - 1 : plan_.row_pitch;
-    const Index rows = (chunk_.height - 1) * c_.step.h + plan_.span_h;
-    const Index row_stride = plan_.in_place ? c_.image.h : c_.planes * plan_.row_pitch;
-    const Index plane_stride = plan_.in_place ? c_.image.plane : plan_.row_pitch;
+    // The image as rows of `length` elements, `planes` of them to be added up; in place it is dense.
+    const bool in_place = plan_.in_place;
+    const Index row_advance = in_place ? c_.step.h : 1;
+    const Index length = in_place ? chunk_.width + plan_.span_w - 1 : plan_.pitch;
+    const Index rows = in_place ? (chunk_.height - 1) * c_.step.h + plan_.span_h : plan_.rows.length(plan_.copy_h);
+    const Index row_stride = in_place ? c_.image.h : c_.planes * plan_.pitch;
+    const Index plane_stride = in_place ? c_.image.plane : plan_.pitch;
     const char* const first =
-        plan_.in_place ? offset(image_, plan_.min_row_tap * c_.image.h + plan_.min_column_tap, plan_.image_size)
-                       : image_;
+        in_place ? offset(image_, plan_.first_tap_h * c_.image.h + plan_.first_tap_w, plan_.image_size) : image_;
     double* const sums = squares_buffer_.at_least<double>(rows * length);
     std::fill_n(sums, rows * length, 0.0);
     for (Index row = 0; row < rows; ++row) {
-        if (!plan_.in_place && !plan_.row_used[static_cast<std::size_t>(row % c_.step.h)]) continue;
         for (Index p = 0; p < c_.planes; ++p) {
             const char* const from = offset(first, row * row_stride + p * plane_stride, plan_.image_size);
             if (!c_.is_float32)
@@ -497,14 +535,13 @@ void Worker::measure_columns() {
     norms_ = memory + tile_h * norms_pitch_ + tile_w;
     for (Index h = 0; h < chunk_.height; ++h) {
         double* const norms = norms_ + h * norms_pitch_;
-        for (const Index i : c_.row_taps)
-            for (const Index j : c_.column_taps) {
-                const Index along = j - plan_.min_column_tap;
-                const Index at =
-                    plan_.in_place ? along
-                                   : plan_.phase_slot[static_cast<std::size_t>(along % c_.step.w)] * plan_.phase_pitch +
-                                         along / c_.step.w;
-                kernels_.add(sums + (h * c_.step.h + i - plan_.min_row_tap) * length + at, chunk_.width, norms);
+        for (Index i = 0; i < plan_.rows.taps(); ++i)
+            for (Index j = 0; j < plan_.columns.taps(); ++j) {
+                const Index row = in_place ? c_.row_taps[static_cast<std::size_t>(i)] - plan_.first_tap_h
+                                           : plan_.rows.at(i, plan_.copy_h);
+                const Index column = in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
+                                              : plan_.columns.at(j, plan_.copy_w);
+                kernels_.add(sums + (h * row_advance + row) * length + column, chunk_.width, norms);
             }
         for (Index w = 0; w < chunk_.width; ++w)
             norms[w] = c_.is_float32 ? exact::norm_from_squares(norms[w], plan_.terms)

@@ -127,10 +127,14 @@ DETCONV_INLINE Lanes<T, N> fma(Lanes<T, N> a, Lanes<T, N> b, Lanes<T, N> c) {
         return {_mm_fmadd_ps(a.v, b.v, c.v)};
     }
 #elif defined(DETCONV_HARDWARE_FMA)
-    if constexpr (single)
+    if constexpr (single && N == 4)
         return {vfmaq_f32(c.v, a.v, b.v)};
-    else
+    else if constexpr (single && N == 2)
+        return {vfma_f32(c.v, a.v, b.v)};
+    else {
+        static_assert(!single && N == 2, "no fused multiply-add for this width");
         return {vfmaq_f64(c.v, a.v, b.v)};
+    }
 #else
     if constexpr (single) {
         // No fused instruction, and libm's fmaf costs ~17x. In double the product is exact and the sum is off by a

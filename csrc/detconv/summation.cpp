@@ -2,9 +2,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <cfloat>
+#include <limits>
 #include <utility>
 
 #include "order.hpp"
+
+// The contract counts roundings: float and double arithmetic must be IEEE's, with no extra precision (no x87).
+static_assert(FLT_EVAL_METHOD == 0 && std::numeric_limits<float>::is_iec559 && std::numeric_limits<double>::is_iec559);
 
 namespace detconv {
 namespace {
@@ -107,8 +112,10 @@ Summation::Summation(std::string_view method, std::string_view order, std::strin
                               " with method \"" + std::string(method) + '"');
 
     if (parse_loops(order, loops_)) {
-        for (const int axis : loops_)
-            order_ += (order_.empty() ? "" : ",") + std::string(axis_names[static_cast<std::size_t>(axis)]);
+        for (const int axis : loops_) {
+            if (!order_.empty()) order_ += ',';
+            order_ += axis_names[static_cast<std::size_t>(axis)];
+        }
         return;
     }
     if (order.find(',') != order.npos || order.find_first_of("0123456789") == order.npos)
