@@ -230,7 +230,7 @@ TEST("forward: large layers, shared between threads in every way") {
 
 // ---- Hard sums ----
 
-// One output for each pair of a row of w and a row of x, both [outputs][terms].
+// One output for each pair of a row of w and a row of x, both [outputs][terms]; by every kernel that could be chosen.
 template <class T>
 void check_sums(const std::vector<std::vector<T>>& w, const std::vector<std::vector<T>>& x, std::vector<T> bias,
                 const char* text) {
@@ -244,27 +244,37 @@ void check_sums(const std::vector<std::vector<T>>& w, const std::vector<std::vec
     }
     arrays.bias = std::move(bias);
     const Summation summation = summation_from(text);
+    const MethodRow& method = row_of(summation.method());
     const auto wanted = expected(layer, arrays, summation);
     for_each_instruction_set([&](const Kernels& kernels) {
-        const auto found = convolve(layer, arrays, summation, {kernels, 1, {}});
-        for (std::size_t i = 0; i < wanted.size(); ++i)
-            CHECK(same(found[i], wanted[i]), kernels.name << ' ' << text << ", output " << i << ": "
-                                                          << test::text(found[i]) << ", not " << test::text(wanted[i]));
+        for (const TileKernel& k : kernels.tiles) {
+            const bool single = sizeof(T) == 4;
+            if (k.is_float32 != single || k.accumulator != (single ? method.float32 : method.float64)) continue;
+            Kernels alone = kernels;
+            alone.tiles = {&k, 1};
+            const auto found = convolve(layer, arrays, summation, {alone, 1, {}});
+            for (std::size_t i = 0; i < wanted.size(); ++i)
+                CHECK(same(found[i], wanted[i]), kernels.name << " row " << &k - kernels.tiles.data() << ", " << text
+                                                              << ", output " << i << ": " << test::text(found[i])
+                                                              << ", not " << test::text(wanted[i]));
+        }
     });
 }
 
 // Sums whose terms cancel down to a number that is nearly halfway between two of T. Factors of opposite exponents leave
-// the products as they are, but bring the bounds of the certificate near the ends of the range.
+// the products as they are, but bring the bounds of the certificate near the ends of the range; the columns differ in
+// scale, and so does what bounds them.
 template <class T>
 void check_halfway(int exponent, std::uint64_t seed) {
     constexpr int digits = std::numeric_limits<T>::digits;
     Random random(seed);
-    std::vector<std::vector<T>> w(8), x(36);
-    for (std::size_t column = 0; column < x.size(); ++column) {
-        x[column] = made<T>(10, random.next(), "uniform");
-        x[column].insert(x[column].end(), x[column].begin(), x[column].end());
-        x[column].insert(x[column].end(), {1, 1, 1});
-        for (T& value : x[column]) value = std::ldexp(value, exponent);
+    std::vector<std::vector<T>> w(8), x(75);
+    for (std::vector<T>& column : x) {
+        column = made<T>(10, random.next(), "uniform");
+        for (std::size_t k = 0; k < 10; ++k) column.push_back(column[k]);
+        column.insert(column.end(), {1, 1, 1});
+        const int scale = exponent + static_cast<int>(random.between(-12, 12));
+        for (T& value : column) value = std::ldexp(value, scale);
     }
     for (std::vector<T>& row : w) {
         row = made<T>(10, random.next(), "uniform");
@@ -298,6 +308,12 @@ TEST("forward: a Kahan total that is not finite is the naive one") {
         // The naive sum rounds up four times and overflows; the compensated one does not. Then the bias.
         const std::vector<std::vector<T>> near_overflow{
             {largest - 3 * ulp, ulp * T(0.75), ulp * T(0.75), ulp * T(0.75), ulp * T(0.75)}};
+        // The other way round: the compensated sum overflows at the last term, the naive one does not.
+        const T quarter = ulp / 4;
+        const std::vector<std::vector<T>> last_overflows{
+            {largest - 3 * ulp, quarter, quarter, quarter, quarter + 3 * ulp}};
+        for (const char* text : {"kahan", "kahan products=rounded", "kahan bias=first"})
+            check_sums<T>(ones, last_overflows, {}, text);
         for (const char* text : {"kahan", "kahan products=rounded", "kahan bias=first"})
             for (const T bias : {T(0), T(1), ulp, -inf, inf, std::numeric_limits<T>::quiet_NaN()})
                 check_sums<T>(ones, near_overflow, {bias}, text);

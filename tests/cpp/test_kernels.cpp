@@ -306,9 +306,11 @@ void check_certify(const TileKernel& k, Random& random, const std::string& name)
     // Totals near a border of rounding as well as anywhere, the second part within half an ulp of the first.
     for (std::size_t i = 0; i < outputs; ++i) {
         const double s = std::ldexp(uniform<double>(random.next()), static_cast<int>(random.between(-20, 20)));
-        const auto near = static_cast<double>(static_cast<float>(s)) * (1 + 0x1p-24);
+        // Halfway between two floats, or beside it.
+        const auto near = static_cast<double>(static_cast<float>(s));
+        const double halfway = near + std::ldexp(1.0, std::ilogb(near) - 24);
         totals.push_back(
-            twofold || random.chance(50) ? s : near * (1 + static_cast<double>(random.between(-3, 3)) * 0x1p-52));
+            twofold || random.chance(50) ? s : halfway * (1 + static_cast<double>(random.between(-2, 2)) * 0x1p-52));
     }
     if (twofold)
         for (std::size_t i = 0; i < outputs; ++i) {
