@@ -1,5 +1,6 @@
 #include "geometry.hpp"
 
+#include <algorithm>
 #include <initializer_list>
 
 namespace detconv {
@@ -104,6 +105,38 @@ Convolution make_convolution(const std::array<Index, 4>& input, const std::array
           "the padded input's size");
     total({samples > 0 ? samples : 1, out_channels, c.out_height, c.out_width}, "the output's size");
     return c;
+}
+
+Convolution make_transposed(const std::array<Index, 4>& input, const std::array<Index, 4>& weight, Extent stride,
+                            Padding padding, Extent output_padding, Extent dilation, Index groups) {
+    at_least(1, stride, "stride");
+    at_least(1, dilation, "dilation");
+    at_least(0, {padding.top, padding.left}, "padding");
+    at_least(0, output_padding, "output_padding");
+    if (groups < 1) throw InvalidArgument("groups must be at least 1; got " + std::to_string(groups));
+    if (input[1] != weight[0])
+        throw InvalidArgument("input must have weight.shape[0] = " + std::to_string(weight[0]) +
+                              " channels; got input of shape " + shape_text(input) + " for weight of shape " +
+                              shape_text(weight));
+    if (input[2] < 1 || input[3] < 1)
+        throw InvalidArgument("input must have height and width of at least 1; got shape " + shape_text(input));
+    if (output_padding.h >= std::max(stride.h, dilation.h) || output_padding.w >= std::max(stride.w, dilation.w))
+        throw InvalidArgument("output_padding must be smaller than either stride or dilation; got output_padding " +
+                              pair_text(output_padding) + ", stride " + pair_text(stride) + ", dilation " +
+                              pair_text(dilation));
+    if (weight[2] < 1 || weight[3] < 1)
+        throw InvalidArgument("weight must have a kernel of at least 1x1; got shape " + shape_text(weight));
+    auto size = [](Index in, Index s, Index before, Index after, Index kernel, Index d, Index extra) {
+        constexpr const char* what = "the output's size";
+        const Index spread = checked_add(checked_multiply(in - 1, s, what), reach(kernel, d), what);
+        return checked_add(checked_add(spread, extra, what), -checked_add(before, after, what), what);
+    };
+    const Index height = size(input[2], stride.h, padding.top, padding.bottom, weight[2], dilation.h, output_padding.h);
+    const Index width = size(input[3], stride.w, padding.left, padding.right, weight[3], dilation.w, output_padding.w);
+    if (height < 1 || width < 1)
+        throw InvalidArgument("padding leaves no output: its size would be " + pair_text({height, width}));
+    const Index channels = checked_multiply(weight[1], groups, "weight.shape[1] * groups");
+    return make_convolution({input[0], channels, height, width}, weight, stride, padding, dilation, groups);
 }
 
 }  // namespace detconv

@@ -52,6 +52,11 @@ struct Convolution {
 Convolution make_convolution(const std::array<Index, 4>& input, const std::array<Index, 4>& weight, Extent stride,
                              Padding padding, Extent dilation, Index groups);
 
+// The convolution whose input gradient a transposed convolution of `input` is. Its out_height and out_width may be
+// larger than input's (output_padding beyond the stride). Throws InvalidArgument.
+Convolution make_transposed(const std::array<Index, 4>& input, const std::array<Index, 4>& weight, Extent stride,
+                            Padding padding, Extent output_padding, Extent dilation, Index groups);
+
 // The padding that torch calls "same": dilation * (kernel - 1) in all, the odd one to the right. Needs stride 1.
 Padding same_padding(const std::array<Index, 4>& weight, Extent stride, Extent dilation);
 

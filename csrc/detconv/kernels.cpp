@@ -325,8 +325,13 @@ void add_magnitudes(const double* source, Index count, double* target) {
     accumulate(source, count, target, [](D x) { return abs(x); });
 }
 
-void add(const double* source, Index count, double* target) {
-    accumulate(source, count, target, [](D x) { return x; });
+// older[i] = older[i] + newer[i].
+template <class T>
+void join(const T* newer, Index count, T* older) {
+    using V = Lanes<T, register_bytes / sizeof(T)>;
+    Index i = 0;
+    for (; i + V::size <= count; i += V::size) (V::load(older + i) + V::load(newer + i)).store(older + i);
+    for (; i < count; ++i) older[i] = older[i] + newer[i];
 }
 
 }  // namespace
@@ -342,13 +347,14 @@ const Kernels kernels = {
     .copy_float = copy<float, float>,
     .copy_float_wide = copy<float, double>,
     .copy_double = copy<double, double>,
+    .join_float = join<float>,
+    .join_double = join<double>,
     .square_sums_float = square_sums<float>,
     .square_sums_double = square_sums<double>,
     .maxima_double = maxima,
     .add_squares_float = add_squares<float>,
     .add_squares_double = add_squares<double>,
     .add_magnitudes_double = add_magnitudes,
-    .add = add,
 };
 
 }  // namespace detconv::DETCONV_ISA

@@ -80,8 +80,14 @@ const char* name_of(Products);
 const char* name_of(BiasPosition);
 const char* name_of(Samples);
 
-// The program of a summation over terms numbered (axis 0, axis 1, axis 2) with the given extents.
-Program lower(const Summation& summation, const std::array<Index, 3>& extents, bool has_bias, bool is_float32);
+// How a pass numbers its terms: the extents of the loops c, kh, kw, outermost first.
+using Loops = std::array<Index, 3>;
+
+// The program of a summation over the terms of three loops, which its order permutes.
+Program lower(const Summation& summation, const Loops& loops, bool has_bias, bool is_float32);
+
+// The same over terms that have one sequence only (the pixels of a weight gradient).
+Program lower(const Summation& summation, Index terms, bool has_bias, bool is_float32);
 
 // The naive program of the same terms, by which Kahan's non-finite totals are replaced.
 Program lower_naive(const Summation& summation, Index terms, bool has_bias);

@@ -80,6 +80,9 @@ struct Kernels {
     void (*copy_float)(const float*, Index stride, Index count, float*);
     void (*copy_float_wide)(const float*, Index stride, Index count, double*);
     void (*copy_double)(const double*, Index stride, Index count, double*);
+    // Samples joined: older[i] = older[i] + newer[i].
+    void (*join_float)(const float* newer, Index count, float* older);
+    void (*join_double)(const double* newer, Index count, double* older);
     // Norms for the certificate of exact sums (exact.hpp): sums of squares for float32 terms; for float64 the largest
     // magnitude of each row of a panel, and sums of magnitudes of the image.
     void (*square_sums_float)(const float* panel, Index terms, int width, double* sums);
@@ -89,7 +92,6 @@ struct Kernels {
     void (*add_squares_float)(const float*, Index count, double* target);
     void (*add_squares_double)(const double*, Index count, double* target);
     void (*add_magnitudes_double)(const double*, Index count, double* target);
-    void (*add)(const double*, Index count, double* target);
 };
 
 }  // namespace detconv
