@@ -10,7 +10,7 @@ namespace {
 // The terms are the pixels (oh, ow) of one sample, or of all of them in turn.
 template <class T>
 void run_over_pixels(Contraction& c, Index samples, const Summation& summation, const Execution& execution) {
-    c.planes = samples > 0 ? 1 : 0;  // no sample: a sum of no terms
+    if (samples == 0) c.planes = 0;  // no sample: a sum of no terms
     c.samples = std::max<Index>(samples, 1);
     if (summation.samples() == Samples::sequence) {
         c.planes = samples, c.samples = 1;
@@ -34,6 +34,7 @@ void weight_gradient(const Convolution& g, const View<const T>& input, const Vie
     c.groups = g.groups;
     c.rows = g.group_outputs();
     c.batches = channels;
+    c.planes = 1;
     c.columns = {g.kernel_height, g.kernel_width};
     for (Index h = 0; h < g.out_height; ++h) c.row_taps.push_back(h * g.stride.h);
     for (Index w = 0; w < g.out_width; ++w) c.column_taps.push_back(w * g.stride.w);
@@ -43,6 +44,19 @@ void weight_gradient(const Convolution& g, const View<const T>& input, const Vie
     c.image = {.data = input.data, .sample = xn, .batch = xc, .group = channels * xc, .h = xh, .w = xw};
     c.panel = {.data = grad_output.data, .sample = yn, .group = c.rows * yo, .row = yo, .h = yh, .w = yw};
     c.output = {.data = gradient.data, .batch = wc, .group = c.rows * wo, .row = wo, .h = wh, .w = ww};
+    const bool padded = g.padding.top > 0 || g.padding.bottom > 0 || g.padding.left > 0 || g.padding.right > 0;
+    if (g.kernel_height == 1 && g.kernel_width == 1 && !padded && summation.samples() == Samples::tree) {
+        // One tap: the input channels are the columns, or a tile would have only one. Planes are rows of pixels.
+        c.batches = 1;
+        c.columns = {1, channels};
+        c.planes = g.out_height;
+        c.row_taps = std::exchange(c.column_taps, {0});
+        c.step = {1, 1};
+        c.image_size = {g.width, channels};
+        c.image.batch = 0, c.image.plane = g.stride.h * xh, c.image.h = xw, c.image.w = xc;
+        c.panel.plane = yh, c.panel.h = yw, c.panel.w = 0;
+        c.output.batch = 0, c.output.h = 0, c.output.w = wc;
+    }
     run_over_pixels<T>(c, g.samples, summation, execution);
 }
 
@@ -55,6 +69,7 @@ void bias_gradient(const View<const T>& grad_output, T* gradient, const Summatio
 
     Contraction c;
     c.rows = channels;
+    c.planes = 1;
     c.columns = {1, 1};
     for (Index h = 0; h < height; ++h) c.row_taps.push_back(h);
     for (Index w = 0; w < width; ++w) c.column_taps.push_back(w);
