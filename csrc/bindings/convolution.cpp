@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "detconv/dispatch.hpp"
+#include "detconv/narrow.hpp"
 #include "detconv/passes.hpp"
 #include "register.hpp"
 
@@ -192,9 +193,28 @@ py::array by_dtype(const py::array& array, const char* name, Work&& work) {
                          text(array.dtype()));
 }
 
+// float32 outputs that narrow() will round to a half type.
+Rounding rounding_of(bool to_odd) { return to_odd ? Rounding::odd : Rounding::nearest; }
+
+// The uint16 bits of float32 numbers rounded to "float16" or "bfloat16"; same shape, and the strides of NumPy's order
+// "K".
+py::array narrow_array(const py::array& array, const std::string& dtype) {
+    if (!py::isinstance<py::array_t<float>>(array)) throw py::type_error("array must have dtype float32");
+    if (dtype != "float16" && dtype != "bfloat16")
+        throw InvalidArgument("dtype must be \"float16\" or \"bfloat16\"; got \"" + dtype + '"');
+    const py::object like = py::module_::import("numpy").attr("empty_like")(array, py::arg("dtype") = "uint16");
+    auto bits = py::reinterpret_borrow<py::array_t<std::uint16_t>>(like);
+    // empty_like keeps a dense layout, whatever the order of its axes; any other becomes dense.
+    const py::array dense =
+        py::bool_(array.attr("flags").attr("c_contiguous")) ? array : py::array(array.attr("ravel")("K"));
+    narrow(static_cast<const float*>(dense.data()), array.size(), dtype == "float16" ? Half::float16 : Half::bfloat16,
+           bits.mutable_data());
+    return bits;
+}
+
 py::array conv2d(const py::array& input, const py::array& weight, py::handle bias, py::handle stride,
                  py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
-                 bool channels_last) {
+                 bool channels_last, bool to_odd) {
     return by_dtype(input, "input", [&]<class T>(T) -> py::array {
         const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight);
         const View<const T> xv = view<T>(x), wv = view<T>(w);
@@ -207,14 +227,14 @@ py::array conv2d(const py::array& input, const py::array& weight, py::handle bia
         py::array_t<T> output =
             new_array<T>({g.samples, g.out_channels, g.out_height, g.out_width}, x.ndim() == 4, channels_last);
         const View<T> yv = mutable_view(output);
-        without_gil([&](const Execution& e) { forward(g, xv, wv, b, yv, summation, e); });
+        without_gil([&](const Execution& e) { forward(g, xv, wv, b, yv, summation, e, rounding_of(to_odd)); });
         return output;
     });
 }
 
 py::array conv2d_input(py::handle input_size, const py::array& weight, const py::array& grad_output, py::handle stride,
                        py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
-                       bool channels_last) {
+                       bool channels_last, bool to_odd) {
     return by_dtype(grad_output, "grad_output", [&]<class T>(T) -> py::array {
         const py::array y = images<T>(grad_output, "grad_output"), w = kernels_of<T>(weight);
         const View<const T> yv = view<T>(y), wv = view<T>(w);
@@ -227,14 +247,15 @@ py::array conv2d_input(py::handle input_size, const py::array& weight, const py:
         check_grad_output<T>(y, g, batched);
         py::array_t<T> gradient = new_array<T>(size, batched, channels_last);
         const View<T> xv = mutable_view(gradient);
-        without_gil([&](const Execution& e) { input_gradient(g, yv, wv, Bias<T>{}, xv, summation, e); });
+        without_gil(
+            [&](const Execution& e) { input_gradient(g, yv, wv, Bias<T>{}, xv, summation, e, rounding_of(to_odd)); });
         return gradient;
     });
 }
 
 py::array conv2d_weight(const py::array& input, py::handle weight_size, const py::array& grad_output, py::handle stride,
                         py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
-                        bool channels_last) {
+                        bool channels_last, bool to_odd) {
     return by_dtype(input, "input", [&]<class T>(T) -> py::array {
         const py::array x = images<T>(input, "input"), y = images<T>(grad_output, "grad_output");
         const View<const T> xv = view<T>(x), yv = view<T>(y);
@@ -247,25 +268,25 @@ py::array conv2d_weight(const py::array& input, py::handle weight_size, const py
         check_grad_output<T>(y, g, x.ndim() == 4);
         py::array_t<T> gradient = new_array<T>(size, true, channels_last);
         const View<T> wv = mutable_view(gradient);
-        without_gil([&](const Execution& e) { weight_gradient(g, xv, yv, wv, summation, e); });
+        without_gil([&](const Execution& e) { weight_gradient(g, xv, yv, wv, summation, e, rounding_of(to_odd)); });
         return gradient;
     });
 }
 
-py::array conv2d_bias(const py::array& grad_output, const Summation& summation) {
+py::array conv2d_bias(const py::array& grad_output, const Summation& summation, bool to_odd) {
     return by_dtype(grad_output, "grad_output", [&]<class T>(T) -> py::array {
         const py::array y = images<T>(grad_output, "grad_output");
         const View<const T> yv = view<T>(y);
         py::array_t<T> gradient(yv.shape[1]);
         T* const data = gradient.mutable_data();
-        without_gil([&](const Execution& e) { bias_gradient(yv, data, summation, e); });
+        without_gil([&](const Execution& e) { bias_gradient(yv, data, summation, e, rounding_of(to_odd)); });
         return gradient;
     });
 }
 
 py::array conv_transpose2d(const py::array& input, const py::array& weight, py::handle bias, py::handle stride,
                            py::handle padding, py::handle output_padding, py::handle groups, py::handle dilation,
-                           const Summation& summation, bool channels_last) {
+                           const Summation& summation, bool channels_last, bool to_odd) {
     return by_dtype(input, "input", [&]<class T>(T) -> py::array {
         const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight);
         const View<const T> xv = view<T>(x), wv = view<T>(w);
@@ -278,7 +299,7 @@ py::array conv_transpose2d(const py::array& input, const py::array& weight, py::
         py::array_t<T> output =
             new_array<T>({g.samples, g.in_channels, g.height, g.width}, x.ndim() == 4, channels_last);
         const View<T> yv = mutable_view(output);
-        without_gil([&](const Execution& e) { input_gradient(g, xv, wv, b, yv, summation, e); });
+        without_gil([&](const Execution& e) { input_gradient(g, xv, wv, b, yv, summation, e, rounding_of(to_odd)); });
         return output;
     });
 }
@@ -288,15 +309,18 @@ py::array conv_transpose2d(const py::array& input, const py::array& weight, py::
 void register_convolution(py::module_& module) {
     using py::arg;
     module.def("conv2d", &conv2d, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
-               arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false);
+               arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false, arg("to_odd") = false);
     module.def("conv2d_input", &conv2d_input, arg("input_size"), arg("weight"), arg("grad_output"), arg("stride"),
-               arg("padding"), arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false);
+               arg("padding"), arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false,
+               arg("to_odd") = false);
     module.def("conv2d_weight", &conv2d_weight, arg("input"), arg("weight_size"), arg("grad_output"), arg("stride"),
-               arg("padding"), arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false);
-    module.def("conv2d_bias", &conv2d_bias, arg("grad_output"), arg("summation"));
+               arg("padding"), arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false,
+               arg("to_odd") = false);
+    module.def("conv2d_bias", &conv2d_bias, arg("grad_output"), arg("summation"), arg("to_odd") = false);
+    module.def("narrow", &narrow_array, arg("array"), arg("dtype"));
     module.def("conv_transpose2d", &conv_transpose2d, arg("input"), arg("weight"), arg("bias"), arg("stride"),
                arg("padding"), arg("output_padding"), arg("groups"), arg("dilation"), arg("summation"),
-               arg("channels_last") = false);
+               arg("channels_last") = false, arg("to_odd") = false);
 }
 
 }  // namespace detconv::bindings

@@ -5,7 +5,7 @@ namespace detconv {
 
 template <class T>
 void forward(const Convolution& g, const View<const T>& input, const View<const T>& weight, const Bias<T>& bias,
-             const View<T>& output, const Summation& summation, const Execution& execution) {
+             const View<T>& output, const Summation& summation, const Execution& execution, Rounding rounding) {
     const auto& [xn, xc, xh, xw] = input.strides;
     const auto& [wo, wc, wh, ww] = weight.strides;
     const auto& [yn, yo, yh, yw] = output.strides;
@@ -31,12 +31,13 @@ void forward(const Convolution& g, const View<const T>& input, const View<const 
     set_arithmetic<T>(c, summation,
                       lower(summation, {c.planes, g.kernel_height, g.kernel_width}, has_bias, sizeof(T) == 4),
                       has_bias);
+    c.rounding = rounding;
     run(std::move(c), execution);
 }
 
 template void forward(const Convolution&, const View<const float>&, const View<const float>&, const Bias<float>&,
-                      const View<float>&, const Summation&, const Execution&);
+                      const View<float>&, const Summation&, const Execution&, Rounding);
 template void forward(const Convolution&, const View<const double>&, const View<const double>&, const Bias<double>&,
-                      const View<double>&, const Summation&, const Execution&);
+                      const View<double>&, const Summation&, const Execution&, Rounding);
 
 }  // namespace detconv

@@ -43,6 +43,7 @@ struct Contraction {
     Program program, rescue;  // rescue: for Kahan's non-finite totals
     Accumulator accumulator = Accumulator::plain;
     bool certified = false;
+    Rounding rounding = Rounding::nearest;  // of the outputs
 
     Index terms() const {
         return planes * static_cast<Index>(row_taps.size()) * static_cast<Index>(column_taps.size());

@@ -28,7 +28,7 @@ struct Phase {
 template <class T>
 void input_gradient(const Convolution& g, const View<const T>& grad_output, const View<const T>& weight,
                     const Bias<T>& bias, const View<T>& gradient, const Summation& summation,
-                    const Execution& execution) {
+                    const Execution& execution, Rounding rounding) {
     const auto& [yn, yo, yh, yw] = grad_output.strides;
     const auto& [wo, wc, wh, ww] = weight.strides;
     const auto& [xn, xc, xh, xw] = gradient.strides;
@@ -69,13 +69,14 @@ void input_gradient(const Convolution& g, const View<const T>& grad_output, cons
             const Loops loops{c.planes, static_cast<Index>(c.row_taps.size()),
                               static_cast<Index>(c.column_taps.size())};
             set_arithmetic<T>(c, summation, lower(summation, loops, has_bias, sizeof(T) == 4), has_bias);
+            c.rounding = rounding;
             run(std::move(c), execution);
         }
 }
 
 template void input_gradient(const Convolution&, const View<const float>&, const View<const float>&, const Bias<float>&,
-                             const View<float>&, const Summation&, const Execution&);
+                             const View<float>&, const Summation&, const Execution&, Rounding);
 template void input_gradient(const Convolution&, const View<const double>&, const View<const double>&,
-                             const Bias<double>&, const View<double>&, const Summation&, const Execution&);
+                             const Bias<double>&, const View<double>&, const Summation&, const Execution&, Rounding);
 
 }  // namespace detconv

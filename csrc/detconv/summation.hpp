@@ -20,6 +20,9 @@ enum class Products : std::uint8_t { fused, rounded };
 enum class BiasPosition : std::uint8_t { last, first };
 enum class Samples : std::uint8_t { tree, sequence };
 
+// How a double total becomes a float32 output. Odd: for outputs that will be rounded once more, to a half type.
+enum class Rounding : std::uint8_t { nearest, odd };
+
 // One row a method: this table is what the rest of the engine, the bindings, the tests and the benches read.
 struct MethodRow {
     Method method;

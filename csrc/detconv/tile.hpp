@@ -30,6 +30,7 @@ struct TileOutput {
     void* output;
     Index row_stride, image_row_stride, column_stride;
     int rows, image_rows, columns;  // how many of the tile's outputs are wanted
+    Rounding rounding;
 };
 
 // Certificate of exact totals: |total - sum| <= row_bound * column_norm + bias_bound (exact.hpp). `certify` replaces
@@ -40,6 +41,7 @@ struct Certificate {
     const double* bias_bound;
     const double* column_norm;  // [image row][column], image rows apart by column_norm_stride
     Index column_norm_stride;
+    Rounding rounding;
     std::uint8_t* uncertain;  // [broadcast][vector][lane], 1 where the certificate does not hold
 };
 

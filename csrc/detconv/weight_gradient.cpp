@@ -9,13 +9,16 @@ namespace {
 
 // The terms are the pixels (oh, ow) of one sample, or of all of them in turn.
 template <class T>
-void run_over_pixels(Contraction& c, Index samples, const Summation& summation, const Execution& execution) {
+void run_over_pixels(Contraction& c, Index samples, const Summation& summation, const Execution& execution,
+                     Rounding rounding) {
     if (samples == 0) c.planes = 0;  // no sample: a sum of no terms
     c.samples = std::max<Index>(samples, 1);
     if (summation.samples() == Samples::sequence) {
         c.planes = samples, c.samples = 1;
         c.image.plane = c.image.sample, c.panel.plane = c.panel.sample;
     }
+    // The nodes of the tree are of the element type, its root too.
+    c.rounding = summation.samples() == Samples::sequence ? rounding : Rounding::nearest;
     set_arithmetic<T>(c, summation, lower(summation, c.terms(), false, sizeof(T) == 4), false);
     run(std::move(c), execution);
 }
@@ -24,7 +27,8 @@ void run_over_pixels(Contraction& c, Index samples, const Summation& summation, 
 
 template <class T>
 void weight_gradient(const Convolution& g, const View<const T>& input, const View<const T>& grad_output,
-                     const View<T>& gradient, const Summation& summation, const Execution& execution) {
+                     const View<T>& gradient, const Summation& summation, const Execution& execution,
+                     Rounding rounding) {
     const auto& [xn, xc, xh, xw] = input.strides;
     const auto& [yn, yo, yh, yw] = grad_output.strides;
     const auto& [wo, wc, wh, ww] = gradient.strides;
@@ -57,12 +61,12 @@ void weight_gradient(const Convolution& g, const View<const T>& input, const Vie
         c.panel.plane = yh, c.panel.h = yw, c.panel.w = 0;
         c.output.batch = 0, c.output.h = 0, c.output.w = wc;
     }
-    run_over_pixels<T>(c, g.samples, summation, execution);
+    run_over_pixels<T>(c, g.samples, summation, execution, rounding);
 }
 
 template <class T>
 void bias_gradient(const View<const T>& grad_output, T* gradient, const Summation& summation,
-                   const Execution& execution) {
+                   const Execution& execution, Rounding rounding) {
     const auto& [samples, channels, height, width] = grad_output.shape;
     const auto& [yn, yo, yh, yw] = grad_output.strides;
     const T one = 1;  // the term of a pixel is grad_output * 1
@@ -78,14 +82,14 @@ void bias_gradient(const View<const T>& grad_output, T* gradient, const Summatio
     c.image = {.data = &one};
     c.panel = {.data = grad_output.data, .sample = yn, .row = yo, .h = yh, .w = yw};
     c.output = {.data = gradient, .row = 1};
-    run_over_pixels<T>(c, samples, summation, execution);
+    run_over_pixels<T>(c, samples, summation, execution, rounding);
 }
 
 template void weight_gradient(const Convolution&, const View<const float>&, const View<const float>&,
-                              const View<float>&, const Summation&, const Execution&);
+                              const View<float>&, const Summation&, const Execution&, Rounding);
 template void weight_gradient(const Convolution&, const View<const double>&, const View<const double>&,
-                              const View<double>&, const Summation&, const Execution&);
-template void bias_gradient(const View<const float>&, float*, const Summation&, const Execution&);
-template void bias_gradient(const View<const double>&, double*, const Summation&, const Execution&);
+                              const View<double>&, const Summation&, const Execution&, Rounding);
+template void bias_gradient(const View<const float>&, float*, const Summation&, const Execution&, Rounding);
+template void bias_gradient(const View<const double>&, double*, const Summation&, const Execution&, Rounding);
 
 }  // namespace detconv

@@ -246,7 +246,7 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
             }
             kernel_.store({offset(totals_, total_index(0, skip_h, skip_w), plan_.element_size),
                            offset(out.data, h * out.h + w * out.w, plan_.term_size), out.row, out.h, out.w, rows,
-                           wanted.image_rows, wanted.columns});
+                           wanted.image_rows, wanted.columns, c_.rounding});
         }
     }
 }
@@ -256,7 +256,8 @@ void Worker::certify(const Tile& tile, const Panel& panel, const double* norms, 
     if (!flags.inexact) return;  // sums that were never rounded are exact as they stand (integers, quantised data)
     // Twofold's error terms are themselves exact only where nothing underflowed or overflowed.
     const bool sound = c_.is_float32 || !(flags.underflow || flags.overflow || flags.invalid);
-    const bool certain = kernel_.certify({totals_, panel.row_bound, panel.bias_bound, norms, norms_pitch_, uncertain_});
+    const bool certain =
+        kernel_.certify({totals_, panel.row_bound, panel.bias_bound, norms, norms_pitch_, c_.rounding, uncertain_});
     if (sound && certain) return;
     for (int row = 0; row < wanted.rows; ++row)
         for (int h = wanted.h; h < wanted.h + wanted.image_rows; ++h)
@@ -274,7 +275,7 @@ double Worker::recompute(const Tile& tile, int row, int h, int w) const {
                 static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.panel_size == 4)),
                 static_cast<T>(read(image, tile.taps[r], plan_.image_size == 4)));
         accumulator.add(static_cast<T>(read(tile.bias, row, plan_.element_size == 4)));
-        return accumulator.rounded();
+        return accumulator.rounded(c_.rounding);
     };
     return c_.is_float32 ? sum(exact::Superaccumulator<float>()) : sum(exact::Superaccumulator<double>());
 }
