@@ -40,9 +40,9 @@ struct Contraction {
     const void* bias = nullptr;  // [group][row]; null: none
     Index bias_group = 0, bias_row = 0;
 
-    Program program, rescue;  // rescue: for Kahan's non-finite totals
+    Program program, rescue;  // rescue: for totals that are not finite, where the method asks for it
     Accumulator accumulator = Accumulator::plain;
-    bool certified = false;
+    bool certified = false, rescued = false;
     Rounding rounding = Rounding::nearest;  // of the outputs
 
     Index terms() const {

@@ -142,18 +142,12 @@ constexpr TileKernel row(double fused_cycles, double rounded_cycles) {
     k.fused_cycles = static_cast<float>(fused_cycles), k.rounded_cycles = static_cast<float>(rounded_cycles);
     k.run = contract<Arithmetic, Term, S>;
     k.store = store<Arithmetic, Term, S>;
-    if constexpr (requires(Arithmetic a) { Kahan<V>(a); }) {
-        k.accumulator = Accumulator::kahan;
-        k.rescue = contract<Plain<V>, Term, S>;
-    } else if constexpr (requires(Arithmetic a) { Wide<V>(a); }) {
-        k.accumulator = Accumulator::wide;
+    k.accumulator = Arithmetic::kind;
+    k.joins = requires(Arithmetic a) { a.join(a); };
+    k.rescue = contract<Plain<V>, Term, S>;
+    // A certificate is for totals kept in double (or in two of them).
+    if constexpr (Arithmetic::kind == Accumulator::wide || Arithmetic::kind == Accumulator::twofold)
         k.certify = certify<Arithmetic, Term, S>;
-    } else if constexpr (requires(Arithmetic a) { Twofold<V>(a); }) {
-        k.accumulator = Accumulator::twofold;
-        k.certify = certify<Arithmetic, Term, S>;
-    } else {
-        k.accumulator = Accumulator::plain;
-    }
     return k;
 }
 

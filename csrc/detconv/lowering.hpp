@@ -14,7 +14,8 @@ void set_arithmetic(Contraction& c, const Summation& summation, Program program,
     c.is_float32 = sizeof(T) == 4;
     c.certified = method.certified;
     c.accumulator = program.wide ? Accumulator::wide : c.is_float32 ? method.float32 : method.float64;
-    if (c.accumulator == Accumulator::kahan) c.rescue = lower_naive(summation, c.terms(), has_bias);
+    c.rescued = method.rescued;
+    if (c.rescued) c.rescue = lower_naive(summation, c.terms(), has_bias);
     c.program = std::move(program);
 }
 

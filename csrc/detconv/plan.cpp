@@ -78,6 +78,7 @@ void Plan::choose_kernel(const Kernels& kernels) {
         if (kernel == nullptr || estimate < best) kernel = &k, in_place = stays, best = estimate;
     }
     if (kernel == nullptr) throw std::logic_error("no kernel for this accumulator");
+    if (c.program.depth > 0 && !kernel->joins) throw std::logic_error("these accumulators cannot be joined");
 }
 
 void Plan::choose_chunks(int threads) {

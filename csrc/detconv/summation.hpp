@@ -31,15 +31,16 @@ struct MethodRow {
     bool blocks;                   // sums blocks and joins them in a binary tree (pairwise), or one chain
     bool always_fused;             // the products setting plays no part
     bool certified;                // the total is certified, or recomputed, to be correctly rounded
+    bool rescued;                  // a total that is not finite is replaced by the naive one of the same terms
 };
 
-inline constexpr std::array<MethodRow, 5> methods{{
-    {Method::naive, "naive", Accumulator::plain, Accumulator::plain, false, false, false},
-    {Method::pairwise, "pairwise", Accumulator::plain, Accumulator::plain, true, false, false},
-    {Method::kahan, "kahan", Accumulator::kahan, Accumulator::kahan, false, false, false},
-    {Method::fp64, "fp64", Accumulator::wide, Accumulator::plain, false, true, false},
-    {Method::exact, "exact", Accumulator::wide, Accumulator::twofold, true, true, true},
-}};
+inline constexpr auto methods = std::to_array<MethodRow>({
+    {Method::naive, "naive", Accumulator::plain, Accumulator::plain, false, false, false, false},
+    {Method::pairwise, "pairwise", Accumulator::plain, Accumulator::plain, true, false, false, false},
+    {Method::kahan, "kahan", Accumulator::kahan, Accumulator::kahan, false, false, false, true},
+    {Method::fp64, "fp64", Accumulator::wide, Accumulator::plain, false, true, false, false},
+    {Method::exact, "exact", Accumulator::wide, Accumulator::twofold, true, true, true, false},
+});
 
 inline const MethodRow& row_of(Method method) { return methods[static_cast<std::size_t>(method)]; }
 

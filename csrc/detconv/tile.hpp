@@ -51,10 +51,11 @@ struct TileKernel {
     bool is_float32;  // type of the terms
     Side side;
     int lanes, vectors, broadcasts, per_row;
+    bool joins;                          // its accumulators can be put on the stack
     float fused_cycles, rounded_cycles;  // per term, measured; the driver picks the cheapest shape for a problem
 
     void (*run)(const Tile&);
-    void (*rescue)(const Tile&);  // the same shape with plain accumulators, for Kahan's non-finite totals
+    void (*rescue)(const Tile&);  // the same shape with plain accumulators, for methods whose totals are rescued
     void (*store)(const TileOutput&);
     bool (*certify)(const Certificate&);  // true where every total is certain
 

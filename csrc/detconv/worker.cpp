@@ -212,7 +212,7 @@ void Worker::measure_columns() {
 void Worker::multiply(Index number, const Panel& panel, const Contraction::Output& out) {
     const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
     const int rows = static_cast<int>(std::min<Index>(kernel_.rows(), c_.rows - number * kernel_.rows()));
-    const bool reads_flags = c_.certified || kernel_.rescue;
+    const bool reads_flags = c_.certified || c_.rescued;
     const auto& code = c_.program.code;
     Tile tile{panel.data,
               kernel_.rows(),
@@ -242,7 +242,7 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
                 const parallel::Flags flags = parallel::Flags::read();
                 if (c_.certified) certify(tile, panel, norms_ + top * norms_pitch_ + left, wanted, flags);
                 // Without a NaN among the terms, only an overflow or an infinite term makes a total that is not finite.
-                if (kernel_.rescue && (flags.overflow || flags.invalid)) rescue(tile);
+                if (c_.rescued && (flags.overflow || flags.invalid)) rescue(tile);
             }
             kernel_.store({offset(totals_, total_index(0, skip_h, skip_w), plan_.element_size),
                            offset(out.data, h * out.h + w * out.w, plan_.term_size), out.row, out.h, out.w, rows,

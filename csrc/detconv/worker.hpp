@@ -63,7 +63,7 @@ public:
         : plan_(plan), c_(plan.c), kernel_(*plan.kernel), kernels_(kernels), control_(control), thread_(thread) {
         const Index outputs = 2 * kernel_.outputs();  // Twofold has two parts
         totals_ = totals_buffer_.at_least<double>(outputs);
-        if (kernel_.rescue) rescued_ = rescue_buffer_.at_least<double>(outputs);
+        if (c_.rescued) rescued_ = rescue_buffer_.at_least<double>(outputs);
         stack_ = stack_buffer_.at_least<double>(std::max(c_.program.depth, c_.rescue.depth) * outputs);
         if (c_.certified) uncertain_ = uncertain_buffer_.at_least<std::uint8_t>(outputs);
     }
