@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -328,3 +328,95 @@ def assert_consistent(variants: Mapping[str, Array]) -> Array:
     assert len({sha256(variant) for variant in variants.values()}) == 1
     assert np.isfinite(array).mean() > 0.5, "most values are not finite"
     return array
+
+
+# ---- Passes ----
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call of a pass, all but the summation: `run(detconv, summation)` or `run(reference, summation)`."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def run(self, module: Any, summation: Any) -> Array:
+        result: Array = getattr(module, self.name)(*self.arguments, **self.options, summation=summation)
+        return result
+
+    def mapped(self, change: Callable[[Array], Array]) -> Pass:
+        """The same call with its arrays changed."""
+        changed = (change(argument) if isinstance(argument, np.ndarray) else argument for argument in self.arguments)
+        return replace(self, arguments=tuple(changed))
+
+    def relaid(self, layout: str) -> Pass:
+        """The same call with its arrays, all but the bias, in one of LAYOUTS."""
+        return self.mapped(lambda array: relaid(array, layout) if array.ndim > 1 else array)
+
+    def __repr__(self) -> str:
+        shown = (f"{a.dtype}{a.shape}" if isinstance(a, np.ndarray) else repr(a) for a in self.arguments)
+        return f"{self.name}({', '.join(shown)}, {self.options})"
+
+
+def output_shape(layer: Layer) -> tuple[int, ...]:
+    """The shape of what conv2d returns; layer.options holds pairs, as `layers` draws them."""
+    (*batch, _, height, width), (outputs, _, *kernel), options = layer.input.shape, layer.weight.shape, layer.options
+    if options["padding"] == "same":
+        return (*batch, outputs, height, width)
+    padding = (0, 0) if options["padding"] == "valid" else options["padding"]
+    axes = zip((height, width), padding, options["dilation"], kernel, options["stride"], strict=True)
+    return (*batch, outputs, *((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in axes))
+
+
+GRADIENTS = ("conv2d_input", "conv2d_weight", "conv2d_bias")
+
+
+@st.composite
+def gradients(
+    draw: st.DrawFn,
+    drawn: st.SearchStrategy[Layer] | None = None,
+    names: Sequence[str] = GRADIENTS,
+    kinds: Sequence[str] = tuple(KINDS),
+) -> Pass:
+    """A gradient of one of the drawn layers, of `layers` by default; kinds: of the gradient of its output."""
+    layer, name = draw(layers(kinds=kinds) if drawn is None else drawn), draw(st.sampled_from(names))
+    seed, kind = draw(st.integers(0, 2**32)), draw(st.sampled_from(kinds))
+    grad_output = made(output_shape(layer), layer.input.dtype.type, seed, kind)
+    match name:
+        case "conv2d_input":
+            return Pass(name, (layer.input.shape, layer.weight, grad_output), layer.options)
+        case "conv2d_weight":
+            return Pass(name, (layer.input, layer.weight.shape, grad_output), layer.options)
+        case _:
+            return Pass(name, (grad_output,), {})
+
+
+@st.composite
+def transposed(
+    draw: st.DrawFn, dtypes: Sequence[type] = DTYPES, kinds: Sequence[str] = tuple(KINDS), largest: int = 4
+) -> Pass:
+    """Small transposed convolutions of every geometry, output padding too, batch or none, bias or none."""
+    small, size = st.integers(1, 3), st.integers(1, largest)
+    groups, channels, per_group = draw(small), draw(size), draw(small)
+    kernel, image, pairs = draw(st.tuples(small, size)), draw(st.tuples(size, size)), st.tuples(small, small)
+    stride, dilation = draw(pairs), draw(pairs)
+    extra, padding = [], []
+    for length, k, s, d in zip(image, kernel, stride, dilation, strict=True):
+        extra.append(draw(st.integers(0, max(s, d) - 1)))
+        rest = (length - 1) * s + d * (k - 1) + extra[-1]  # the padding leaves at least one pixel
+        padding.append(draw(st.integers(0, min(3, rest // 2))))
+    batch = draw(st.sampled_from([(), (1,), (2,), (3,)]))
+    dtype, kind, seed = draw(st.sampled_from(dtypes)), draw(st.sampled_from(kinds)), draw(st.integers(0, 2**32))
+    arrays = (
+        made((*batch, groups * channels, *image), dtype, seed, kind),
+        made((groups * channels, per_group, *kernel), dtype, seed + 1, kind),
+        made((groups * per_group,), dtype, seed + 2, kind) if draw(st.booleans()) else None,
+    )
+    options = {"stride": stride, "padding": tuple(padding), "output_padding": tuple(extra)}
+    return Pass("conv_transpose2d", arrays, {**options, "groups": groups, "dilation": dilation})
+
+
+def gradient_summations(methods: Sequence[str] = METHODS) -> st.SearchStrategy[str]:
+    """As `summations`, and the samples in a tree or in sequence."""
+    return st.builds(str.__add__, summations(methods), st.sampled_from(["", " samples=sequence"]))

@@ -1,11 +1,13 @@
 """What the right answer is, by other means than the package's own: rational numbers and MPFR, one scalar at a time.
 
 `exact` and `conv2d` round the exact rational sum once, in MPFR with the precision and exponent range of the type.
-`IEEE` is the arithmetic of a type, one operation after the other, in MPFR. `loops` is what a NumPy user writes first.
+`products` and its like list the terms of every sum. `IEEE` is the arithmetic of a type, one operation after the other,
+in MPFR. `loops` is what a NumPy user writes first.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -57,6 +59,14 @@ def exact(products: Iterable[tuple[float, float]], dtype: type) -> float:
     return IEEE(dtype).round(total) + 0.0
 
 
+def borders(spread: tuple[int, int], padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The zeros added before and in all, in both axes; spread is by how much the kernel makes the output smaller."""
+    if padding == "same":
+        return (spread[0] // 2, spread[1] // 2), spread
+    before = (0, 0) if padding == "valid" else padding
+    return before, (2 * before[0], 2 * before[1])
+
+
 def products(
     input: Array, weight: Array, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> tuple[tuple[int, ...], Iterator[tuple[tuple[int, ...], list[tuple[float, float]]]]]:
@@ -67,11 +77,7 @@ def products(
     n_size, _, height, width = input.shape
     o_size, c_size, kh, kw = weight.shape
     spread = dilation[0] * (kh - 1), dilation[1] * (kw - 1)
-    if padding == "same":
-        before, both = (spread[0] // 2, spread[1] // 2), spread
-    else:
-        before = (0, 0) if padding == "valid" else padding
-        both = 2 * before[0], 2 * before[1]
+    before, both = borders(spread, padding)
     oh = (height + both[0] - spread[0] - 1) // stride[0] + 1
     ow = (width + both[1] - spread[1] - 1) // stride[1] + 1
     shape = n_size, o_size, oh, ow
@@ -89,6 +95,59 @@ def products(
             yield (n, o, p, q), taken
 
     return shape, outputs()
+
+
+def input_products(
+    input_size: tuple[int, ...],
+    weight: Array,
+    grad_output: Array,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> dict[tuple[int, ...], dict[tuple[int, ...], tuple[float, float]]]:
+    """For every pixel (n, c, row, column) of the input its products (w, g) by (o, i, j), o from 0 in its group.
+
+    By the forward pass: an output, of a grid with zeros on all sides, sends its gradient to the pixels that it reads.
+    """
+    (n_size, _, height, width), (o_size, c_size, kh, kw) = input_size, weight.shape
+    oh, ow = grad_output.shape[2:]
+    spread = dilation[0] * (kh - 1), dilation[1] * (kw - 1)
+    before, _ = borders(spread, padding)
+    grid = list(itertools.product(range(-spread[0], height + before[0]), range(-spread[1], width + before[1])))
+    gradients, weights = grad_output.tolist(), weight.tolist()
+    pixels: dict[tuple[int, ...], dict[tuple[int, ...], tuple[float, float]]]
+    pixels = {at: {} for at in np.ndindex(*input_size)}
+    for o, i, j in np.ndindex(o_size, kh, kw):
+        group, number = divmod(o, o_size // groups)
+        for p, q in grid:
+            row, column = p * stride[0] + i * dilation[0] - before[0], q * stride[1] + j * dilation[1] - before[1]
+            if 0 <= row < height and 0 <= column < width:
+                inside = 0 <= p < oh and 0 <= q < ow
+                for n, c in np.ndindex(n_size, c_size):
+                    product = weights[o][c][i][j], gradients[n][o][p][q] if inside else 0.0
+                    pixels[n, group * c_size + c, row, column][number, i, j] = product
+    return pixels
+
+
+def weight_products(
+    input: Array, weight_size: tuple[int, ...], grad_output: Array, *geometry: Any
+) -> dict[tuple[int, ...], list[list[tuple[float, float]]]]:
+    """For every element of the weight the products (g, x) of every sample, row by row; geometry as in `products`."""
+    elements: dict[tuple[int, ...], list[list[tuple[float, float]]]]
+    elements = {at: [[] for _ in input] for at in np.ndindex(*weight_size)}
+    gradients = grad_output.tolist()
+    _, outputs = products(input, np.zeros(weight_size), *geometry)
+    for (n, o, p, q), taken in outputs:
+        for at, (_, x) in zip(np.ndindex(*weight_size[1:]), taken, strict=True):
+            elements[(o, *at)][n].append((gradients[n][o][p][q], x))
+    return elements
+
+
+def bias_products(grad_output: Array) -> dict[tuple[int, ...], list[list[tuple[float, float]]]]:
+    """For every element of the bias the products (g, 1) of every sample, row by row."""
+    channels = np.moveaxis(grad_output, 1, 0)
+    return {(o,): [[(g, 1.0) for g in plane.ravel().tolist()] for plane in planes] for o, planes in enumerate(channels)}
 
 
 def conv2d(

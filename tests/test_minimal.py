@@ -4,6 +4,8 @@ and it is the reference's.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from bits import DTYPES, Array, assert_consistent, assert_same_bits, made, on_ev
 from detconv import _core
 
 # Input, weight, options. The first is large enough that three threads do run.
-SHAPES = {
+SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "3x3": ((2, 8, 9, 10), (16, 8, 3, 3), {"padding": 1}),
     "1x1": ((1, 20, 5, 6), (9, 20, 1, 1), {}),
     "grouped": ((1, 6, 9, 11), (4, 3, 3, 2), {"groups": 2, "stride": (2, 1), "dilation": (1, 2), "padding": (1, 0)}),

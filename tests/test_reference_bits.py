@@ -40,7 +40,7 @@ from detconv.testing import instruction_set
 
 def assert_equals_reference(layer: Layer, summation: str, layouts: tuple[str, str] = LAYOUTS[:2]) -> None:
     expected = reference.conv2d(*layer.arrays, **layer.options, summation=summation)
-    image, weight = (relaid(a, layout) for a, layout in zip(layer.arrays, layouts, strict=False))
+    image, weight = relaid(layer.input, layouts[0]), relaid(layer.weight, layouts[1])
     bias = None if layer.bias is None else np.repeat(layer.bias[::-1], 2)[::-2]
     for name in instruction_sets():
         with instruction_set(name):
@@ -91,13 +91,13 @@ def larger_layers(draw: st.DrawFn) -> Layer:
 layouts = st.tuples(*[st.sampled_from(LAYOUTS)] * 2)
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(layers(), summations(), layouts)
 def test_small_layers(layer: Layer, summation: str, layouts: tuple[str, str]) -> None:
     assert_equals_reference(layer, summation, layouts)
 
 
-@settings(max_examples=150)
+@settings(max_examples=400)
 @given(larger_layers(), summations(), layouts)
 def test_larger_layers(layer: Layer, summation: str, layouts: tuple[str, str]) -> None:
     assert_equals_reference(layer, summation, layouts)
@@ -154,6 +154,7 @@ LARGE: dict[str, Shape] = {
     "1x1, stride 2": ((1, 24, 15, 28), (40, 24, 1, 1), {"stride": 2}),
     "depthwise": ((2, 24, 28, 29), (24, 1, 3, 3), {"padding": 1, "groups": 24}),
     "depthwise, stride 2": ((1, 16, 57, 56), (16, 1, 5, 5), {"padding": 2, "stride": 2, "groups": 16}),
+    "depthwise, narrow": ((1, 32, 5, 3), (32, 1, 5, 5), {"padding": 2, "groups": 32}),
     "depthwise, a few pixels": ((1, 96, 8, 7), (96, 1, 5, 5), {"padding": 2, "stride": 2, "groups": 96}),
     "depthwise, 1x1": ((1, 32, 56, 2), (32, 1, 1, 1), {"groups": 32}),
     "groups of 8, stride 2": ((1, 64, 5, 24), (64, 8, 5, 5), {"stride": 2, "groups": 8}),
@@ -183,8 +184,8 @@ def large_layer(shape: Shape, dtype: type, kind: str) -> Layer:
     pairs = {
         name: value if name == "groups" else tuple(np.broadcast_to(value, 2)) for name, value in everything.items()
     }
-    arrays = [made(s, dtype, seed, kind) for seed, s in enumerate([input_shape, weight_shape, weight_shape[:1]])]
-    return Layer(*arrays, pairs)
+    image, weight, bias = (made(s, dtype, n, kind) for n, s in enumerate([input_shape, weight_shape, weight_shape[:1]]))
+    return Layer(image, weight, bias, pairs)
 
 
 def padded(layer: Layer) -> Array:

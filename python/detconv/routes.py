@@ -6,7 +6,8 @@ additions and their rounding differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,7 +19,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 class Layer(NamedTuple):
-    """The arguments of one convolution with stride 1, all float32."""
+    """The arguments of one convolution with stride 1."""
 
     input: Array  # (N, C, H, W)
     weight: Array  # (O, C, KH, KW)
@@ -28,7 +29,11 @@ class Layer(NamedTuple):
     @property
     def terms(self) -> int:
         """K, the number of products of one output."""
-        return int(np.prod(self.weight.shape[1:]))
+        return math.prod(self.weight.shape[1:])
+
+    def map(self, function: Callable[[Array], Array]) -> Layer:
+        """The layer with a function applied to each of its arrays."""
+        return Layer(function(self.input), function(self.weight), function(self.bias), self.padding)
 
 
 Route: TypeAlias = Callable[[Layer], Array]
@@ -57,11 +62,14 @@ def tensordot(layer: Layer) -> Array:
 
 
 def einsum(layer: Layer) -> Array:
-    return np.einsum("nchwij,ocij->nohw", _windows(layer), layer.weight) + layer.bias[:, None, None]
+    output: Array = np.einsum("nchwij,ocij->nohw", _windows(layer), layer.weight)
+    return output + layer.bias[:, None, None]
 
 
 def einsum_optimized(layer: Layer) -> Array:
-    return np.einsum("nchwij,ocij->nohw", _windows(layer), layer.weight, optimize=True) + layer.bias[:, None, None]
+    """By way of tensordot, where that is possible."""
+    output: Array = np.einsum("nchwij,ocij->nohw", _windows(layer), layer.weight, optimize=True)
+    return output + layer.bias[:, None, None]
 
 
 def im2col(layer: Layer) -> Array:
@@ -83,7 +91,7 @@ def _windows(layer: Layer) -> Array:
     return sliding_window_view(_padded(layer), layer.weight.shape[2:], axis=(2, 3))
 
 
-NUMPY: dict[str, Route] = {
+NUMPY: Mapping[str, Route] = {
     "NumPy tensordot": tensordot,
     "NumPy einsum": einsum,
     "NumPy einsum, optimize=True": einsum_optimized,
@@ -93,7 +101,7 @@ NUMPY: dict[str, Route] = {
 # ---- torch ----
 
 
-def torch_routes() -> dict[str, Route]:
+def torch_routes() -> Mapping[str, Route]:
     """torch's conv2d as it comes, and with oneDNN switched off where torch has it.
 
     Raises:
@@ -110,7 +118,14 @@ def torch_routes() -> dict[str, Route]:
         return output
 
     def without_onednn(layer: Layer) -> Array:
-        with torch.backends.mkldnn.flags(enabled=False):
+        onednn = torch.backends.mkldnn
+        before, onednn.enabled = onednn.enabled, False
+        try:
             return conv2d(layer)
+        finally:
+            onednn.enabled = before
 
-    return {"torch": conv2d} | ({"torch, oneDNN off": without_onednn} if torch.backends.mkldnn.is_available() else {})
+    routes = {"torch": conv2d}
+    if torch.backends.mkldnn.is_available():
+        routes["torch, oneDNN off"] = without_onednn
+    return routes

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <concepts>
-#include <iosfwd>
+#include <functional>
 #include <sstream>
 #include <string>
-#include <string_view>
+#include <type_traits>
 
 #include "detconv/geometry.hpp"
 
@@ -22,8 +22,13 @@ struct Test {
 // Runs every test; prints what failed and a line "N passed, N failed". Returns whether nothing failed.
 bool run_all();
 
+struct Place {
+    const char* file;
+    int line;
+};
+
 void passed();
-void failed(const char* file, int line, const std::string& what);
+void failed(Place place, const std::string& what, const std::string& context);
 
 // Equal bits of floating-point numbers, but one NaN is as good as another; plain equality of everything else.
 template <class T>
@@ -34,52 +39,49 @@ bool same(const T& a, const T& b) {
         return a == b;
 }
 
-template <std::floating_point T>
-std::string text(T value) {
+// For messages: floating-point numbers exactly, lists element by element.
+template <class T>
+std::string text(const T& value) {
     std::ostringstream out;
-    out << std::hexfloat << value;
+    if constexpr (requires { out << value; })
+        out << std::hexfloat << value;
+    else
+        for (const auto& element : value) out << text(element) << ' ';
     return out.str();
 }
+
 template <class T>
-const T& text(const T& value) {
-    return value;
+void check_same(Place place, const char* expression, const T& actual, const std::type_identity_t<T>& expected,
+                const std::string& context) {
+    if (same(actual, expected))
+        passed();
+    else
+        failed(place, std::string(expression) + " is " + text(actual) + ", expected " + text(expected), context);
 }
+
+void check_invalid(Place place, const std::function<void()>& action, const std::string& part);
 
 }  // namespace detconv::test
 
 #define DETCONV_JOIN_(a, b) a##b
 #define DETCONV_JOIN(a, b) DETCONV_JOIN_(a, b)
-#define TEST(name)                                                                                             \
-    static void DETCONV_JOIN(test_, __LINE__)();                                                               \
-    static const ::detconv::test::Test DETCONV_JOIN(entry_, __LINE__)(name, DETCONV_JOIN(test_, __LINE__));    \
+#define TEST(name)                                                                                          \
+    static void DETCONV_JOIN(test_, __LINE__)();                                                            \
+    static const ::detconv::test::Test DETCONV_JOIN(entry_, __LINE__)(name, DETCONV_JOIN(test_, __LINE__)); \
     static void DETCONV_JOIN(test_, __LINE__)()
 
-#define DETCONV_FAILED(what, ...)                                                                              \
-    ::detconv::test::failed(__FILE__, __LINE__, (std::ostringstream() << what __VA_OPT__(<< "; " <<) __VA_ARGS__).str())
+#define DETCONV_PLACE (::detconv::test::Place{__FILE__, __LINE__})
+#define DETCONV_CONTEXT(...) (std::string() __VA_OPT__(+(std::ostringstream() << __VA_ARGS__).str()))
 
 // CHECK(condition, context << more): the context is shown, and evaluated, on failure only.
-#define CHECK(condition, ...)                                                                                  \
-    ((condition) ? ::detconv::test::passed() : DETCONV_FAILED(#condition __VA_OPT__(, ) __VA_ARGS__))
+#define CHECK(condition, ...)                \
+    ((condition) ? ::detconv::test::passed() \
+                 : ::detconv::test::failed(DETCONV_PLACE, #condition, DETCONV_CONTEXT(__VA_ARGS__)))
 
-#define CHECK_SAME(actual, expected, ...)                                                                      \
-    do {                                                                                                       \
-        const auto& actual_ = (actual);                                                                        \
-        const std::remove_cvref_t<decltype(actual_)> expected_ = (expected);                                   \
-        if (::detconv::test::same(actual_, expected_))                                                         \
-            ::detconv::test::passed();                                                                         \
-        else                                                                                                   \
-            DETCONV_FAILED(#actual " is " << ::detconv::test::text(actual_) << ", expected "                   \
-                                          << ::detconv::test::text(expected_) __VA_OPT__(, ) __VA_ARGS__);     \
-    } while (0)
+// Equal bits, or equal; here the context is always evaluated.
+#define CHECK_SAME(actual, expected, ...) \
+    ::detconv::test::check_same(DETCONV_PLACE, #actual, actual, expected, DETCONV_CONTEXT(__VA_ARGS__))
 
 // The expression throws InvalidArgument with a message that contains the text.
-#define CHECK_INVALID(expression, part, ...)                                                                   \
-    do {                                                                                                       \
-        std::string message_ = "no error at all";                                                              \
-        try {                                                                                                  \
-            static_cast<void>(expression);                                                                     \
-        } catch (const ::detconv::InvalidArgument& error) {                                                    \
-            message_ = error.what();                                                                           \
-        }                                                                                                      \
-        CHECK(message_.find(part) != std::string::npos, "the message: " << message_ __VA_OPT__(<< "; " <<) __VA_ARGS__); \
-    } while (0)
+#define CHECK_INVALID(expression, part) \
+    ::detconv::test::check_invalid(DETCONV_PLACE, [&] { static_cast<void>(expression); }, part)

@@ -42,8 +42,20 @@ T raw(std::uint64_t word) {
 template <class T>
 T special(std::uint64_t word) {
     using L = std::numeric_limits<T>;
-    constexpr T table[] = {0,         -T(0),    0,          -T(0),           L::denorm_min(), L::min(),       -L::min(),
-                           L::max(), -L::max(), 1 + L::epsilon(), L::infinity(), -L::infinity(),  L::quiet_NaN(), 1};
+    constexpr T table[] = {0,
+                           -T(0),
+                           0,
+                           -T(0),
+                           L::denorm_min(),
+                           L::min(),
+                           -L::min(),
+                           L::max(),
+                           -L::max(),
+                           1 + L::epsilon(),
+                           L::infinity(),
+                           -L::infinity(),
+                           L::quiet_NaN(),
+                           1};
     return word % 2 == 0 ? table[(word >> 8) % std::size(table)] : uniform<T>(word);
 }
 
@@ -71,7 +83,7 @@ std::vector<T> made(Index size, std::uint64_t seed, std::string_view kind) {
 
 // Choices of a test; the same in every run.
 class Random {
-   public:
+public:
     explicit Random(std::uint64_t seed) : seed_(seed) {}
     std::uint64_t next() { return word(seed_, count_++); }
     Index between(Index low, Index high) {  // both included
@@ -83,7 +95,7 @@ class Random {
         return choices[static_cast<std::size_t>(between(0, static_cast<Index>(std::size(choices)) - 1))];
     }
 
-   private:
+private:
     std::uint64_t seed_, count_ = 0;
 };
 

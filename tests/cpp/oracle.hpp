@@ -16,7 +16,7 @@ namespace detconv::test {
 
 // A sum of products of doubles (so of floats) as an integer, in units of the square of the smallest subnormal.
 class LongInteger {
-   public:
+public:
     // Adds w * x; both are finite.
     void add(double w, double x) {
         __extension__ using Wide = unsigned __int128;
@@ -65,7 +65,7 @@ class LongInteger {
 
     friend bool operator==(const LongInteger&, const LongInteger&) = default;
 
-   private:
+private:
     static constexpr int unit = 2 * 1074;
     static constexpr std::size_t limbs = (unit + 2 * 1024) / 64 + 2;
 
@@ -124,7 +124,8 @@ struct Total {
 
 // Runs a program on the terms of one output, given in the program's sequence.
 template <class T>
-Total evaluate(const Program& program, Accumulator accumulator, const std::vector<T>& w, const std::vector<T>& x, T bias) {
+Total evaluate(const Program& program, Accumulator accumulator, const std::vector<T>& w, const std::vector<T>& x,
+               T bias) {
     auto run = [&]<class A>(A) {  // A is the type of the accumulator
         struct State {
             A s = 0, c = 0;
@@ -153,14 +154,20 @@ Total evaluate(const Program& program, Accumulator accumulator, const std::vecto
         };
         for (const Instruction& i : program.code) {
             switch (i.op) {
-                case Op::zero: now = {}; break;
-                case Op::bias: now = {A(bias), 0}; break;
+                case Op::zero:
+                    now = {};
+                    break;
+                case Op::bias:
+                    now = {A(bias), 0};
+                    break;
                 case Op::fused:
                 case Op::rounded:
                     for (Index r = i.begin; r < i.end; ++r)
                         term(w[static_cast<std::size_t>(r)], x[static_cast<std::size_t>(r)], i);
                     break;
-                case Op::push: stack.push_back(now); break;
+                case Op::push:
+                    stack.push_back(now);
+                    break;
                 case Op::join:
                     now.s = i.narrow ? A(T(T(stack.back().s) + T(now.s))) : stack.back().s + now.s;
                     stack.pop_back();
@@ -169,11 +176,13 @@ Total evaluate(const Program& program, Accumulator accumulator, const std::vecto
                     if (accumulator == Accumulator::kahan)
                         now.s += A(bias) - now.c;
                     else if (accumulator == Accumulator::twofold)
-                        twofold_step(A(bias), 0);
+                        twofold_step(A(bias), A(-0.0));
                     else
                         now.s = i.narrow ? A(T(T(now.s) + bias)) : now.s + A(bias);
                     break;
-                case Op::round: now.s = A(T(now.s)); break;
+                case Op::round:
+                    now.s = A(T(now.s));
+                    break;
             }
         }
         return Total{static_cast<double>(now.s), static_cast<double>(now.c)};

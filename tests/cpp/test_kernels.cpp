@@ -1,0 +1,465 @@
+// Every row of every table of kernels, called directly and compared with one output at a time in scalars.
+#include <algorithm>
+#include <cstring>
+
+#include "check.hpp"
+#include "detconv/order.hpp"
+#include "layer.hpp"
+#include "oracle.hpp"
+#include "orders.hpp"
+
+namespace detconv::test {
+namespace {
+
+void for_each_row(const std::function<void(const TileKernel&, const std::string&)>& action) {
+    for_each_instruction_set([&](const Kernels& kernels) {
+        for (const TileKernel& k : kernels.tiles)
+            action(k, std::string(kernels.name) + " row " + std::to_string(&k - kernels.tiles.data()));
+    });
+}
+
+std::size_t unsigned_of(Index i) { return static_cast<std::size_t>(i); }
+
+// Where the total of an output lies: [broadcast][vector][lane].
+std::size_t total_index(const TileKernel& k, int row, int h, int w) {
+    return unsigned_of(k.side == Side::rows ? (h * k.per_row + w) * k.rows() + row
+                                            : row * k.vectors * k.lanes + h * k.columns() + w);
+}
+
+template <class T>
+std::vector<T> converted(const auto& values) {
+    return std::vector<T>(values.begin(), values.end());
+}
+
+// A tile's operands with terms of T, each in memory of exactly the size that the kernel may touch.
+template <class T>
+struct Problem {
+    Index terms;
+    std::vector<T> panel, image, bias;  // [term][row], as read through the taps, [row]
+    std::vector<Index> taps;
+    Index origin, row_step;  // of the image
+
+    Problem(const TileKernel& k, Index number_of_terms, Random& random, std::string_view kind)
+        : terms(number_of_terms), row_step(k.columns() + random.between(0, 5)) {
+        const Index lowest = -random.between(0, 40), highest = random.between(0, 60);
+        for (Index r = 0; r < terms; ++r) taps.push_back(random.between(lowest, highest));
+        origin = -*std::ranges::min_element(taps);
+        const Index last = *std::ranges::max_element(taps) + (k.image_rows() - 1) * row_step + k.columns() - 1;
+        panel = made<T>(terms * k.rows(), random.next(), kind);
+        image = made<T>(origin + last + 1, random.next(), kind);
+        bias = made<T>(k.rows(), random.next(), kind);
+    }
+
+    T w(Index r, int row, const TileKernel& k) const { return panel[unsigned_of(r * k.rows() + row)]; }
+    T x(Index r, int h, int w) const { return image[unsigned_of(origin + taps[unsigned_of(r)] + h * row_step + w)]; }
+};
+
+// The totals of the kernel, as doubles: the first part of every output, then the second part of those that have one.
+template <class T>
+std::vector<double> totals_of(const TileKernel& k, void (*run)(const Tile&), const Problem<T>& p,
+                              const Program& program) {
+    auto with = [&]<class Element>(Element) {
+        // Stored in the accumulator's type: what is broadcast. In the terms' type: what is loaded as vectors.
+        const auto bias = converted<Element>(p.bias);
+        const auto wide_panel = converted<Element>(p.panel), wide_image = converted<Element>(p.image);
+        const int parts = k.accumulator == Accumulator::plain || k.accumulator == Accumulator::wide ? 1 : 2;
+        std::vector<Element> stack(unsigned_of(program.depth * k.outputs() * parts));
+        std::vector<Element> totals(unsigned_of(k.outputs() * (k.accumulator == Accumulator::twofold ? 2 : 1)));
+        const bool rows = k.side == Side::rows;
+        run({rows ? static_cast<const void*>(p.panel.data()) : wide_panel.data(), k.rows(),
+             rows ? static_cast<const void*>(wide_image.data() + p.origin) : p.image.data() + p.origin, p.taps.data(),
+             p.row_step, program.code.data(), static_cast<Index>(program.code.size()), bias.data(), stack.data(),
+             totals.data()});
+        return converted<double>(totals);
+    };
+    return k.accumulator == Accumulator::wide ? with(double()) : with(T());
+}
+
+template <class T>
+void check_run(const TileKernel& k, Accumulator accumulator, void (*run)(const Tile&), const Program& program,
+               Index terms, Random& random, const std::string& context) {
+    const Problem<T> p(k, terms, random, random.of(kinds));
+    const auto totals = totals_of(k, run, p, program);
+    int wrong = 0;
+    for (int row = 0; row < k.rows(); ++row)
+        for (int h = 0; h < k.image_rows(); ++h)
+            for (int column = 0; column < k.columns(); ++column) {
+                std::vector<T> w, x;
+                for (Index r = 0; r < terms; ++r) w.push_back(p.w(r, row, k)), x.push_back(p.x(r, h, column));
+                const Total total = evaluate(program, accumulator, w, x, p.bias[unsigned_of(row)]);
+                const std::size_t at = total_index(k, row, h, column);
+                wrong += !same(totals[at], total.s);
+                if (accumulator == Accumulator::twofold) wrong += !same(totals[at + unsigned_of(k.outputs())], total.c);
+            }
+    CHECK_SAME(wrong, 0, context);
+}
+
+// Programs of every kind that an accumulator can be given.
+Program program_for(Accumulator accumulator, bool is_float32, Index terms, bool has_bias, Random& random) {
+    const bool fused = accumulator == Accumulator::twofold || random.chance(50);
+    const std::string options =
+        std::string(fused ? "" : " products=rounded") + (random.chance(50) ? "" : " bias=first");
+    const std::array<Index, 3> extents{terms, 1, 1};
+    switch (accumulator) {
+        case Accumulator::kahan:
+            return lower(summation_from("kahan" + options), extents, has_bias, is_float32);
+        case Accumulator::twofold:
+            return lower(summation_from("exact" + options), extents, has_bias, is_float32);
+        case Accumulator::wide:
+            if (random.chance(25)) return lower(summation_from("fp64" + options), extents, has_bias, is_float32);
+            if (random.chance(25)) return lower(summation_from("exact" + options), extents, has_bias, is_float32);
+            return order::lower(order::parse("d[" + random_order(random, terms, false, true) + "] bias"), terms,
+                                has_bias, is_float32);
+        default:
+            if (random.chance(20)) return lower(summation_from("naive" + options), extents, has_bias, is_float32);
+            if (random.chance(30))
+                return lower(summation_from("pairwise block=" + std::to_string(random.between(1, 9)) + options),
+                             extents, has_bias, is_float32);
+            return order::lower(order::parse(random_order(random, terms, has_bias, false)), terms, has_bias,
+                                is_float32);
+    }
+}
+
+TEST("kernels: every row runs its program as the scalars do") {
+    Random random(20);
+    for_each_row([&](const TileKernel& k, const std::string& name) {
+        for (int i = 0; i < 12; ++i) {
+            const Index terms = i == 0 ? 130 : random.between(1, 40);
+            const bool has_bias = random.chance(60);
+            auto check = [&](Accumulator accumulator, void (*run)(const Tile&)) {
+                const Program program = program_for(accumulator, k.is_float32, terms, has_bias, random);
+                if (k.is_float32)
+                    check_run<float>(k, accumulator, run, program, terms, random, name);
+                else
+                    check_run<double>(k, accumulator, run, program, terms, random, name);
+            };
+            check(k.accumulator, k.run);
+            CHECK((k.rescue != nullptr) == (k.accumulator == Accumulator::kahan), name);
+            if (k.rescue && i % 4 == 0) {
+                const Program program = lower_naive(summation_from("kahan"), terms, has_bias);
+                if (k.is_float32)
+                    check_run<float>(k, Accumulator::plain, k.rescue, program, terms, random, name);
+                else
+                    check_run<double>(k, Accumulator::plain, k.rescue, program, terms, random, name);
+            }
+        }
+    });
+}
+
+// ---- The fused multiply-add ----
+
+// Factors with few or many bits, of any exponent, or near powers of two, where roundings are close calls.
+template <class T>
+T factor(Random& random) {
+    constexpr int digits = std::numeric_limits<T>::digits;
+    const T sign = random.chance(50) ? 1 : -1;
+    auto power = [&](Index reach) { return std::ldexp(sign, static_cast<int>(random.between(-reach, reach))); };
+    switch (random.between(0, 4)) {
+        case 0:
+            return value<T>(random.of(kinds), random.next());
+        case 1:
+            return power(digits) * (1 + static_cast<T>(random.between(-3, 3)) * std::numeric_limits<T>::epsilon());
+        case 2:
+            return power(5 * digits) * static_cast<T>(random.between(1, 40));
+        case 3:
+            return power(5) * std::numeric_limits<T>::denorm_min() * static_cast<T>(random.between(1, 1 << 20));
+        default:
+            return power(5 * digits) * uniform<T>(random.next());
+    }
+}
+
+// An addend that makes rounding w * x + c a close call: near cancellation, near halfway, or a last bit far away.
+template <class T>
+T addend(T w, T x, Random& random) {
+    constexpr int digits = std::numeric_limits<T>::digits;
+    const T product = w * x;
+    if (product == 0 || !std::isfinite(product)) return factor<T>(random);
+    const T sign = random.chance(50) ? 1 : -1;
+    const int exponent = std::ilogb(product);
+    switch (random.between(0, 4)) {
+        case 0: {
+            T c = -product;
+            for (Index steps = random.between(0, 2); steps > 0; --steps)
+                c = std::nextafter(c, sign * std::numeric_limits<T>::infinity());
+            return c;
+        }
+        case 1:  // the product is about half a unit of c's last place
+            return sign *
+                   std::ldexp(static_cast<T>(random.between(1 << 20, (1 << 21) - 1)), exponent + 1 + digits - 21);
+        case 2:
+            return sign * std::ldexp(1 + static_cast<T>(random.between(0, 3)) * std::numeric_limits<T>::epsilon(),
+                                     exponent + static_cast<int>(random.between(digits - 3, 2 * digits + 3)));
+        case 3:
+            return sign * std::ldexp(T(1), exponent - static_cast<int>(random.between(0, 2 * digits)));
+        default:
+            return factor<T>(random);
+    }
+}
+
+// A program of one fused term on the bias, `narrow` or not, is a fused multiply-add.
+template <class T, class A>
+void check_fma(const TileKernel& k, bool narrow, Random& random, const std::string& name) {
+    Program program;
+    program.code = {{Op::bias, narrow}, {Op::fused, narrow, 0, 1}};
+    int wrong = 0;
+    for (int i = 0; i < 25; ++i) {
+        Problem<T> p(k, 1, random, "uniform");
+        for (T& x : p.image) x = factor<T>(random);
+        for (int row = 0; row < k.rows(); ++row) {
+            p.panel[unsigned_of(row)] = factor<T>(random);
+            const T x = p.x(0, static_cast<int>(random.between(0, k.image_rows() - 1)),
+                            static_cast<int>(random.between(0, k.columns() - 1)));
+            p.bias[unsigned_of(row)] = addend(p.panel[unsigned_of(row)], x, random);
+        }
+        const auto totals = totals_of(k, k.run, p, program);
+        for (int row = 0; row < k.rows(); ++row)
+            for (int h = 0; h < k.image_rows(); ++h)
+                for (int column = 0; column < k.columns(); ++column) {
+                    const A exact = exact_fma<A>(p.w(0, row, k), p.x(0, h, column), p.bias[unsigned_of(row)]);
+                    wrong += !same(static_cast<A>(totals[total_index(k, row, h, column)]), exact);
+                }
+    }
+    CHECK_SAME(wrong, 0, name);
+}
+
+TEST("kernels: one fused term is the exact fused multiply-add") {
+    Random random(21);
+    for_each_row([&](const TileKernel& k, const std::string& name) {
+        if (k.accumulator == Accumulator::wide) {
+            check_fma<float, float>(k, true, random, name);
+            check_fma<float, double>(k, false, random, name);
+        } else if (k.accumulator == Accumulator::plain) {
+            k.is_float32 ? check_fma<float, float>(k, false, random, name)
+                         : check_fma<double, double>(k, false, random, name);
+        }
+    });
+}
+
+// ---- Storing ----
+
+template <class T, class Element>
+void check_store(const TileKernel& k, Random& random, const std::string& name) {
+    const auto totals = made<Element>(k.outputs(), random.next(), random.of(kinds));
+    const int rows = static_cast<int>(random.between(1, k.rows())),
+              image_rows = static_cast<int>(random.between(1, k.image_rows())),
+              columns = static_cast<int>(random.between(1, k.columns()));
+    // Strides of (row, image row, column), in any nesting, with gaps and of any sign.
+    std::array<int, 3> axes{0, 1, 2}, counts{rows, image_rows, columns};
+    std::array<Index, 3> strides{};
+    for (std::size_t i = 2; i > 0; --i) std::swap(axes[i], axes[unsigned_of(random.between(0, static_cast<Index>(i)))]);
+    Index step = random.chance(70) ? 1 : 2, origin = 0;
+    for (const int axis : axes) {
+        const auto a = unsigned_of(axis);
+        const Index reach = step * (counts[a] - 1);
+        strides[a] = random.chance(80) ? step : -step;
+        if (strides[a] < 0) origin += reach;
+        step += reach + random.between(0, 2);
+    }
+    Index size = 1 + origin;
+    for (std::size_t a = 0; a < 3; ++a) size += strides[a] > 0 ? strides[a] * (counts[a] - 1) : 0;
+
+    const T untouched = 12345;
+    std::vector<T> output(unsigned_of(size), untouched), expected_output = output;
+    k.store({totals.data(), output.data() + origin, strides[0], strides[1], strides[2], rows, image_rows, columns});
+    for (int row = 0; row < rows; ++row)
+        for (int h = 0; h < image_rows; ++h)
+            for (int w = 0; w < columns; ++w)
+                expected_output[unsigned_of(origin + row * strides[0] + h * strides[1] + w * strides[2])] =
+                    canonical(static_cast<T>(totals[total_index(k, row, h, w)]));
+    bool equal = true;
+    for (std::size_t i = 0; i < output.size(); ++i)
+        equal &= std::memcmp(&output[i], &expected_output[i], sizeof(T)) == 0;
+    CHECK(equal, name << " strides " << strides[0] << ' ' << strides[1] << ' ' << strides[2]);
+}
+
+TEST("kernels: what is stored is canonical, in place, and nothing else is") {
+    Random random(22);
+    for_each_row([&](const TileKernel& k, const std::string& name) {
+        for (int i = 0; i < 60; ++i) {
+            if (k.accumulator == Accumulator::wide)
+                check_store<float, double>(k, random, name);
+            else
+                k.is_float32 ? check_store<float, float>(k, random, name)
+                             : check_store<double, double>(k, random, name);
+        }
+    });
+}
+
+// ---- Certifying ----
+
+// Every number within the bound of the total rounds to the same T; the bound may be given some room.
+template <class T>
+bool rounds_one_way(double s, double c, double bound, double room) {
+    auto end = [&](double sign) {
+        LongInteger sum;
+        for (const double part : {s, c, sign * bound, sign * room}) sum.add(part, 1);
+        return sum.rounded<T>();
+    };
+    return end(1) == end(-1);
+}
+
+template <class T>
+void check_certify(const TileKernel& k, Random& random, const std::string& name) {
+    constexpr bool twofold = sizeof(T) == 8;
+    const auto outputs = unsigned_of(k.outputs());
+    std::vector<double> totals, row_bound, bias_bound, norm;
+    // Totals near a border of rounding as well as anywhere, the second part within half an ulp of the first.
+    for (std::size_t i = 0; i < outputs; ++i) {
+        const double s = std::ldexp(uniform<double>(random.next()), static_cast<int>(random.between(-20, 20)));
+        const auto near = static_cast<double>(static_cast<float>(s)) * (1 + 0x1p-24);
+        totals.push_back(
+            twofold || random.chance(50) ? s : near * (1 + static_cast<double>(random.between(-3, 3)) * 0x1p-52));
+    }
+    if (twofold)
+        for (std::size_t i = 0; i < outputs; ++i) {
+            const double half_ulp = std::ldexp(1.0, std::ilogb(totals[i]) - 53);
+            totals.push_back(random.chance(50)
+                                 ? half_ulp * uniform<double>(random.next())
+                                 : half_ulp * (1 - std::ldexp(1.0, -static_cast<int>(random.between(1, 60)))));
+        }
+    // Bounds from far below an ulp of T to several of them.
+    auto any_bound = [&] {
+        return std::ldexp(1 + uniform<double>(random.next()),
+                          -static_cast<int>(random.between(10, twofold ? 140 : 70)));
+    };
+    for (int row = 0; row < k.rows(); ++row)
+        row_bound.push_back(any_bound()), bias_bound.push_back(random.chance(50) ? 0 : any_bound());
+    const Index pitch = k.columns() + random.between(0, 3);
+    for (Index i = 0; i < (k.image_rows() - 1) * pitch + k.columns(); ++i)
+        norm.push_back(1 + uniform<double>(random.next()) / 2);
+
+    const auto given = totals;
+    std::vector<std::uint8_t> uncertain(outputs, 7);
+    const bool all =
+        k.certify({totals.data(), row_bound.data(), bias_bound.data(), norm.data(), pitch, uncertain.data()});
+    int certain = 0, unsound = 0, timid = 0, wrong = 0;
+    for (int row = 0; row < k.rows(); ++row)
+        for (int h = 0; h < k.image_rows(); ++h)
+            for (int w = 0; w < k.columns(); ++w) {
+                const std::size_t at = total_index(k, row, h, w);
+                const double s = given[at], c = twofold ? given[at + outputs] : 0;
+                const double exact_bound =
+                    row_bound[unsigned_of(row)] * norm[unsigned_of(h * pitch + w)] + bias_bound[unsigned_of(row)];
+                const double bound = exact_bound * (1 - 0x1p-50),
+                             room = bound * 0x1p-30 + std::abs(twofold ? c : s) * 0x1p-49;
+                certain += uncertain[at] == 0;
+                if (uncertain[at] == 0) {
+                    unsound += !rounds_one_way<T>(s, c, bound, 0);
+                    wrong += static_cast<T>(totals[at]) != static_cast<T>(s + c);
+                } else {
+                    timid += rounds_one_way<T>(s, c, bound, room);
+                }
+                wrong += uncertain[at] > 1;
+            }
+    CHECK(unsound == 0 && timid == 0 && wrong == 0, name << ": " << unsound << ' ' << timid << ' ' << wrong);
+    CHECK_SAME(all, certain == k.outputs(), name);
+}
+
+TEST("kernels: a certified total rounds one way, whatever the error within its bound") {
+    Random random(23);
+    for_each_row([&](const TileKernel& k, const std::string& name) {
+        const bool has = k.accumulator == Accumulator::wide || k.accumulator == Accumulator::twofold;
+        CHECK((k.certify != nullptr) == has, name);
+        for (int i = 0; has && i < 20; ++i)
+            k.is_float32 ? check_certify<float>(k, random, name) : check_certify<double>(k, random, name);
+    });
+}
+
+// ---- Packing, copying, adding ----
+
+template <class T, class Element>
+void check_pack(void (*pack)(const PanelSource&, Element*), Random& random, const char* name) {
+    const int width = static_cast<int>(random.between(1, 40)), rows = static_cast<int>(random.between(1, width));
+    const Index segments = random.between(1, 4), segment_terms = random.between(1, 40),
+                terms = segments * segment_terms;
+    const Index segment_stride = segment_terms + random.between(0, 3);
+    const bool backwards = random.chance(30);  // rows in the other direction
+    const Index row_length = (segments - 1) * segment_stride + segment_terms,
+                row_stride = row_length + random.between(0, 3);
+    const auto data = made<T>((rows - 1) * row_stride + row_length, random.next(), "wide");
+    const T* const first = data.data() + (backwards ? (rows - 1) * row_stride : 0);
+    std::vector<Index> position;
+    if (random.chance(50))
+        for (Index r = 0; r < terms; ++r) position.push_back(terms - 1 - r);
+    std::vector<Element> panel(unsigned_of(terms * width), Element(7));
+    const Index stride = backwards ? -row_stride : row_stride;
+    pack({first, stride, segment_stride, segments, segment_terms, position.empty() ? nullptr : position.data(), rows,
+          width},
+         panel.data());
+    bool equal = true;
+    for (Index r = 0; r < terms; ++r)
+        for (int m = 0; m < width; ++m) {
+            const Index at = m * stride + r / segment_terms * segment_stride + r % segment_terms;
+            const Element wanted = m < rows ? static_cast<Element>(first[at]) : Element(0);
+            equal &= same(panel[unsigned_of((position.empty() ? r : position[unsigned_of(r)]) * width + m)], wanted);
+        }
+    CHECK(equal, name << ' ' << rows << " of " << width << ", " << segments << " x " << segment_terms);
+}
+
+template <class T, class Element>
+void check_copy(void (*copy)(const T*, Index, Index, Element*), Random& random, const char* name) {
+    const Index count = random.between(0, 70), stride = random.chance(50) ? 1 : random.between(-3, 3);
+    const Index reach = std::abs(stride) * std::max<Index>(count - 1, 0);
+    const auto source = made<T>(reach + 1, random.next(), "wide");
+    const T* const first = source.data() + (stride < 0 ? reach : 0);
+    std::vector<Element> target(unsigned_of(count));
+    copy(first, stride, count, target.data());
+    bool equal = true;
+    for (Index i = 0; i < count; ++i) equal &= same(target[unsigned_of(i)], static_cast<Element>(first[i * stride]));
+    CHECK(equal, name << ' ' << count << ' ' << stride);
+}
+
+// target[i] += magnitude(source[i]), one addition each.
+template <class T>
+void check_add(void (*add)(const T*, Index, double*), double (*magnitude)(double), Random& random, const char* name) {
+    const Index count = random.between(0, 70);
+    const auto source = made<T>(count, random.next(), "uniform");
+    auto target = made<double>(count, random.next(), "uniform"), wanted = target;
+    for (std::size_t i = 0; i < wanted.size(); ++i) wanted[i] += magnitude(static_cast<double>(source[i]));
+    add(source.data(), count, target.data());
+    CHECK(target == wanted, name << ' ' << count);
+}
+
+// A fold over the terms of every row of a panel, from the first to the last.
+template <class T>
+void check_fold(void (*fold)(const T*, Index, int, double*), double (*step)(double, double), Random& random,
+                const char* name) {
+    const Index terms = random.between(0, 40);
+    const int width = static_cast<int>(random.between(1, 40));
+    const auto panel = made<T>(terms * width, random.next(), random.chance(50) ? "uniform" : "wide");
+    std::vector<double> target(unsigned_of(width), 7), wanted(unsigned_of(width), 0);
+    for (Index r = 0; r < terms; ++r)
+        for (int m = 0; m < width; ++m)
+            wanted[unsigned_of(m)] =
+                step(wanted[unsigned_of(m)], static_cast<double>(panel[unsigned_of(r * width + m)]));
+    fold(panel.data(), terms, width, target.data());
+    CHECK(target == wanted, name << ' ' << terms << ' ' << width);
+}
+
+TEST("kernels: packing, copying and adding") {
+    Random random(24);
+    for_each_instruction_set([&](const Kernels& k) {
+        for (int i = 0; i < 300; ++i) {
+            check_pack<float>(k.pack_float, random, k.name);
+            check_pack<float>(k.pack_float_wide, random, k.name);
+            check_pack<double>(k.pack_double, random, k.name);
+            check_copy(k.copy_float, random, k.name);
+            check_copy(k.copy_float_wide, random, k.name);
+            check_copy(k.copy_double, random, k.name);
+            constexpr auto square = [](double x) { return x * x; };
+            constexpr auto magnitude = [](double x) { return std::abs(x); };
+            check_add<float>(k.add_squares_float, square, random, k.name);
+            check_add<double>(k.add_squares_double, square, random, k.name);
+            check_add<double>(k.add_magnitudes_double, magnitude, random, k.name);
+            check_add<double>(k.add, [](double x) { return x; }, random, k.name);
+            constexpr auto add_square = [](double s, double w) { return s + w * w; };
+            check_fold<float>(k.square_sums_float, add_square, random, k.name);
+            check_fold<double>(k.square_sums_double, add_square, random, k.name);
+            check_fold<double>(
+                k.maxima_double, [](double s, double w) { return std::max(s, std::abs(w)); }, random, k.name);
+        }
+    });
+}
+
+}  // namespace
+}  // namespace detconv::test
