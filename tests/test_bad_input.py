@@ -450,6 +450,11 @@ class Server:
         self.process.join()
         self.calls.close()
 
+    def peak(self) -> int:
+        """The most bytes of memory that the process has had."""
+        with open(f"/proc/{self.process.pid}/status") as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
     def __call__(self, call: dict[str, Any]) -> tuple[str, Any]:
         self.calls.send(call)
         try:
@@ -483,9 +488,17 @@ def test_what_no_memory_holds() -> None:
         ((1, 1, 2**26, 2**26), (1, 1, 2**26, 2**26), {}),
     ]
     with Server() as other:
+        other(arguments_of((1, 1, 4, 4), (1, 1, 3, 3), "exact"))
+        before = other.peak()
         for (input, weight, options), method in itertools.product(layers, ("naive", "exact")):
-            kind, answer = other({"input": input, "weight": weight, "bias": None, "summation": method, **options})
+            kind, answer = other({**arguments_of(input, weight, method), **options})
             assert kind in ("MemoryError", "ValueError"), (input, weight, options, method, kind, answer)
+            # Refused at once, not when half of it has been taken.
+            assert other.peak() - before < 2**24, (input, weight, options, method)
+
+
+def arguments_of(input: tuple[int, ...], weight: tuple[int, ...], summation: str) -> dict[str, Any]:
+    return {"input": input, "weight": weight, "bias": None, "summation": summation}
 
 
 @needs_a_limit
@@ -518,8 +531,12 @@ def is_small(call: dict[str, Any], output: tuple[int, ...]) -> bool:
     """Whether the engine has to compute it: 64 bits count the bytes of the padded input. And Python can, soon."""
     before, after = pads(call["padding"], call["weight"][2:], pair(call["dilation"]))
     padded = [size + b + a for size, b, a in zip(call["input"][-2:], before, after, strict=True)]
-    size: int = max(math.prod(output), math.prod(call["input"]), math.prod(call["weight"]))
-    return size <= 2000 and 8 * math.prod((*call["input"][:-2], *padded)) < 2**62
+
+    def size(shape: Sequence[int]) -> int:
+        return math.prod(max(1, length) for length in shape)
+
+    quick = max(map(size, (output, call["input"], call["weight"]))) <= 2000
+    return quick and 8 * size((*call["input"][:-2], *padded)) < 2**62
 
 
 def expected_output(call: dict[str, Any]) -> Array:

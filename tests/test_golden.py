@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from detconv.testing import instruction_set
 from golden.make import Case, cases
 
 CASES = cases()
-INSTRUCTION_SETS = detconv.build_info()["instruction_sets_usable"]
+INSTRUCTION_SETS: Any = detconv.build_info()["instruction_sets_usable"]
 
 
 def engine_hashes(case: Case) -> dict[str, str]:

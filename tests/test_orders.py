@@ -28,11 +28,22 @@ from detconv.testing import instruction_set
 # ---- Explicit orders ----
 
 
+@st.composite
+def orders_with_bias(draw: st.DrawFn, terms: int) -> str:
+    """An explicit order in which the bias may stand anywhere, in any bracket: only a repeat would repeat it."""
+    text = draw(explicit_orders(terms, bias=False))
+    outside = [i for i in range(len(text) + 1) if text[:i].count("{") == text[:i].count("}")]
+    starts = [i for i in outside if i < len(text) and text[i] != " " and (i == 0 or text[i - 1] in " [")]
+    ends = [i for i in outside if i == len(text) or text[i] == "]"]
+    at = draw(st.sampled_from(starts + ends))
+    return text[:at] + (" bias" if at in ends else "bias ") + text[at:]
+
+
 @settings(max_examples=400)
 @given(st.data())
 def test_explicit_orders_equal_the_reference(data: st.DataObject) -> None:
     layer = data.draw(layers())
-    summation = Summation(order=data.draw(explicit_orders(layer.terms, layer.bias is not None)))
+    summation = Summation(order=data.draw(orders_with_bias(layer.terms)))
     expected = reference.conv2d(*layer.arrays, **layer.options, summation=summation)
     for name in instruction_sets():
         with instruction_set(name):
@@ -43,7 +54,7 @@ def test_explicit_orders_equal_the_reference(data: st.DataObject) -> None:
 @settings(max_examples=60)
 @given(st.data(), st.sampled_from(DTYPES), st.sampled_from([100, 147, 288]))
 def test_longer_explicit_orders_equal_the_reference(data: st.DataObject, dtype: type, terms: int) -> None:
-    summation = Summation(order=data.draw(explicit_orders(terms, bias=True)))
+    summation = Summation(order=data.draw(orders_with_bias(terms)))
     image, weight, bias = (made(shape, dtype, 1) for shape in [(terms, 2, 3), (3, terms, 1, 1), (3,)])
     actual = assert_consistent(
         on_every_instruction_set(lambda: detconv.conv2d(image, weight, bias, summation=summation), threads=(1, 2))
@@ -111,6 +122,27 @@ def test_a_rounded_product_is_rounded_to_the_element_type(order: str, lost: bool
 
 
 @pytest.mark.parametrize(
+    ("order", "lost"),
+    [
+        ("f0 bias f1", True),
+        ("f0 [bias f1]", False),
+        ("[f0 bias] [f1]", True),
+        ("f0 [f1] [bias]", True),
+        ("[bias] f1 f0", False),
+        ("d[f0 bias f1]", False),
+        ("d[f0 bias] f1", True),
+        ("d[f0] bias f1", True),
+        ("d[f0] bias m1", True),
+        ("d[f0] bias [f1]", True),
+        ("d[f0] d[bias f1]", False),
+    ],
+)
+def test_the_bias_enters_where_it_stands(order: str, lost: bool) -> None:
+    # 1 + 2^-24 + 2^-24 again, the bias being one of them.
+    assert value(order, [(1.0, 1.0), (2.0**-24, 1.0)], bias=2.0**-24) == (1.0 if lost else 1 + 2.0**-23)
+
+
+@pytest.mark.parametrize(
     ("order", "overflows"),
     [("d[f0 f1 f2]", False), ("d[f0 f1] f2", False), ("d[f0] f1 f2", True), ("d[m0 f1 f2]", True), ("f0 f1 f2", True)],
 )
@@ -121,7 +153,7 @@ def test_an_accumulator_in_double_reaches_beyond_float32(order: str, overflows: 
 
 @given(st.data(), st.integers(1, 12))
 def test_double_makes_no_difference_in_float64(data: st.DataObject, terms: int) -> None:
-    order = data.draw(explicit_orders(terms, bias=True))
+    order = data.draw(orders_with_bias(terms))
     image, weight, bias = (made(shape, np.float64, 1) for shape in [(terms, 2, 2), (2, terms, 1, 1), (2,)])
     by_order, by_plain_order = (
         detconv.conv2d(image, weight, bias, summation=Summation(order=text))
@@ -132,7 +164,7 @@ def test_double_makes_no_difference_in_float64(data: st.DataObject, terms: int) 
 
 @given(st.data(), st.integers(1, 9))
 def test_the_bias_of_an_order_is_left_out_where_there_is_none(data: st.DataObject, terms: int) -> None:
-    order = data.draw(explicit_orders(terms, bias=True))
+    order = data.draw(orders_with_bias(terms))
     image, weight = (made(shape, np.float32, 1) for shape in [(terms, 2, 2), (2, terms, 1, 1)])
     without = order.replace("bias ", "").replace(" bias", "")
     assert_same_bits(
@@ -225,7 +257,7 @@ def test_repeats_say_the_same_in_fewer_words() -> None:
 
 @given(st.data(), st.integers(1, 30))
 def test_texts_round_trip(data: st.DataObject, terms: int) -> None:
-    text = data.draw(explicit_orders(terms, data.draw(st.booleans())))
+    text = data.draw(orders_with_bias(terms))
     summation = Summation(order=text)
     assert summation.order == text  # the strategy writes canonical texts
     assert Summation.parse(str(summation)) == summation

@@ -15,8 +15,8 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from bits import Layer, made, sha256  # noqa: E402
-from detconv import reference  # noqa: E402
+from bits import Layer, made, sha256
+from detconv import reference
 
 FILE = Path(__file__).with_name("forward.txt")
 
