@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
 #include "detconv/dispatch.hpp"
 #include "detconv/narrow.hpp"
 #include "detconv/passes.hpp"
@@ -16,21 +17,7 @@ namespace {
 
 using Shape4 = std::array<Index, 4>;
 
-std::string text(py::handle value) { return py::cast<std::string>(py::repr(value)); }
-
 // ---- Arguments ----
-
-Index integer(py::handle value, const char* name, const char* valid) {
-    // bool is an int to Python; as a stride it is a mistake.
-    if (!PyIndex_Check(value.ptr()) || PyBool_Check(value.ptr()))
-        throw py::type_error(std::string(name) + " must be " + valid + "; got " + text(value));
-    const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-    if (!number) throw py::error_already_set();
-    int overflow = 0;
-    const Index result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-    if (overflow != 0) throw InvalidArgument(std::string(name) + " does not fit in 64 bits; got " + text(value));
-    return result;
-}
 
 Extent pair(py::handle value, const char* name) {
     constexpr const char* valid = "an int or a pair of ints (height, width)";
@@ -120,9 +107,11 @@ py::array images(const py::array& array, const char* name) {
 }
 
 template <class T>
-py::array kernels_of(const py::array& array) {
+py::array kernels_of(const py::array& array, const char* axes = "(O, C / groups, KH, KW)") {
     py::array found = usable<T>(array, "weight");
-    if (found.ndim() != 4) throw InvalidArgument("weight must have 4 dimensions; got shape " + shape_text(found));
+    if (found.ndim() != 4)
+        throw InvalidArgument(std::string("weight must have 4 dimensions ") + axes + "; got shape " +
+                              shape_text(found));
     return found;
 }
 
@@ -221,7 +210,7 @@ py::array conv2d(const py::array& input, const py::array& weight, py::handle bia
         const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
         const Padding border = padding_of(padding, wv.shape, stride_pair, dilation_pair);
         const Convolution g = make_convolution(xv.shape, wv.shape, stride_pair, border, dilation_pair,
-                                               integer(groups, "groups", "an int"));
+                                               integer(groups, "groups", "an int"), x.ndim() == 4);
         py::array keep;
         const Bias<T> b = bias_of<T>(bias, wv.shape[0], keep);
         py::array_t<T> output =
@@ -242,8 +231,8 @@ py::array conv2d_input(py::handle input_size, const py::array& weight, const py:
         const Shape4 size = size_of(input_size, "input_size", true, batched);
         const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
         const Padding border = padding_of(padding, wv.shape, stride_pair, dilation_pair);
-        const Convolution g =
-            make_convolution(size, wv.shape, stride_pair, border, dilation_pair, integer(groups, "groups", "an int"));
+        const Convolution g = make_convolution(size, wv.shape, stride_pair, border, dilation_pair,
+                                               integer(groups, "groups", "an int"), batched);
         check_grad_output<T>(y, g, batched);
         py::array_t<T> gradient = new_array<T>(size, batched, channels_last);
         const View<T> xv = mutable_view(gradient);
@@ -263,8 +252,8 @@ py::array conv2d_weight(const py::array& input, py::handle weight_size, const py
         const Shape4 size = size_of(weight_size, "weight_size", false, four);
         const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
         const Padding border = padding_of(padding, size, stride_pair, dilation_pair);
-        const Convolution g =
-            make_convolution(xv.shape, size, stride_pair, border, dilation_pair, integer(groups, "groups", "an int"));
+        const Convolution g = make_convolution(xv.shape, size, stride_pair, border, dilation_pair,
+                                               integer(groups, "groups", "an int"), x.ndim() == 4);
         check_grad_output<T>(y, g, x.ndim() == 4);
         py::array_t<T> gradient = new_array<T>(size, true, channels_last);
         const View<T> wv = mutable_view(gradient);
@@ -288,7 +277,7 @@ py::array conv_transpose2d(const py::array& input, const py::array& weight, py::
                            py::handle padding, py::handle output_padding, py::handle groups, py::handle dilation,
                            const Summation& summation, bool channels_last, bool to_odd) {
     return by_dtype(input, "input", [&]<class T>(T) -> py::array {
-        const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight);
+        const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight, "(C, O / groups, KH, KW)");
         const View<const T> xv = view<T>(x), wv = view<T>(w);
         const Extent border = pair(padding, "padding");
         const Convolution g = make_transposed(

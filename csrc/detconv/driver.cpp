@@ -167,6 +167,7 @@ private:
 
 void run(Contraction contraction, const Execution& execution) {
     const Contraction& c = contraction;
+    const parallel::FloatEnvironment environment;  // planning computes, too
     if (c.batches == 0 || c.groups == 0 || c.rows == 0 || c.columns.h == 0 || c.columns.w == 0) return;
     flatten(contraction);
     const Plan plan(contraction, execution);
@@ -178,12 +179,12 @@ void run(Contraction contraction, const Execution& execution) {
     const int threads = static_cast<int>(std::clamp<Index>(static_cast<Index>(std::min(work * 0x1p-16, 1e6)), 1,
                                                            std::min<Index>(execution.threads, plan.units)));
     parallel::Control control(execution.interrupted);
-    std::atomic<Index> next{0};
+    std::atomic<Index> next{0}, finished{0};
     parallel::run(threads, control, [&](int thread) {
         Worker worker(plan, execution.kernels, control, thread);
         std::optional<SampleJoin> join;
         if (c.samples > 1) join.emplace(plan, execution.kernels);
-        for (Index number; (number = next.fetch_add(1, std::memory_order_relaxed)) < plan.units;) {
+        for (Index number; (number = next.fetch_add(1, std::memory_order_relaxed)) < plan.units; ++finished) {
             const Unit unit(plan, number);
             if (!join) {
                 run_sample(plan, unit, 0, worker, shared, control,
@@ -197,6 +198,9 @@ void run(Contraction contraction, const Execution& execution) {
             }
             join->finish(unit);
         }
+        // The calling thread alone can see an interrupt: it looks out for one until the others are done.
+        while (thread == 0 && finished.load(std::memory_order_relaxed) < plan.units && !worker.should_stop())
+            std::this_thread::yield();
     });
 }
 

@@ -17,6 +17,7 @@ void run_over_pixels(Contraction& c, Index samples, const Summation& summation, 
         c.planes = samples, c.samples = 1;
         c.image.plane = c.image.sample, c.panel.plane = c.panel.sample;
     }
+    check_terms(c.terms());
     // The nodes of the tree are of the element type, its root too.
     c.rounding = summation.samples() == Samples::sequence ? rounding : Rounding::nearest;
     set_arithmetic<T>(c, summation, lower(summation, c.terms(), false, sizeof(T) == 4), false);
