@@ -31,7 +31,8 @@ public:
     void clear();
     void add_product(T w, T x);
     void add(T b);
-    T rounded(Rounding rounding) const;  // nearest: ties to even; IEEE's rules where a term was not finite
+    T rounded(Rounding rounding =
+                  Rounding::nearest) const;  // nearest: ties to even; IEEE's rules where a term was not finite
 
 private:
     static constexpr bool single = sizeof(T) == 4;

@@ -96,15 +96,16 @@ bool certify(const Certificate& c) {
     for (int j = 0; j < S::broadcasts; ++j)
         for (int n = 0; n < S::vectors; ++n) {
             double* const at = totals + (j * S::vectors + n) * L;
-            V row_bound, bias_bound, norm;
+            V row_norm, bias_bound, norm;
             if constexpr (rows_are_lanes) {
-                row_bound = V::load(c.row_bound + n * L), bias_bound = V::load(c.bias_bound + n * L);
+                row_norm = V::load(c.row_norm + n * L), bias_bound = V::load(c.bias_bound + n * L);
                 norm = V::broadcast(c.column_norm[j / S::per_row * c.column_norm_stride + j % S::per_row]);
             } else {
-                row_bound = V::broadcast(c.row_bound[j]), bias_bound = V::broadcast(c.bias_bound[j]);
+                row_norm = V::broadcast(c.row_norm[j]), bias_bound = V::broadcast(c.bias_bound[j]);
                 norm = V::load(c.column_norm + n / S::per_row * c.column_norm_stride + n % S::per_row * L);
             }
-            const V bound = row_bound * norm + bias_bound, s = V::load(at);
+            // The norms first: their product is of the size of the sum, while a factor of it may be tiny.
+            const V bound = row_norm * norm * V::broadcast(c.gamma) + bias_bound, s = V::load(at);
             typename V::Mask certain;
             if constexpr (sizeof(Term) == 4) {
                 // The slack covers the rounding of s - bound and s + bound themselves. A total that is not finite comes
@@ -144,7 +145,7 @@ constexpr TileKernel row(double fused_cycles, double rounded_cycles) {
     k.store = store<Arithmetic, Term, S>;
     k.accumulator = Arithmetic::kind;
     k.joins = requires(Arithmetic a) { a.join(a); };
-    k.rescue = contract<Plain<V>, Term, S>;
+    if constexpr (sizeof(Term) == sizeof(typename V::Element)) k.rescue = contract<Plain<V>, Term, S>;
     // A certificate is for totals kept in double (or in two of them).
     if constexpr (Arithmetic::kind == Accumulator::wide || Arithmetic::kind == Accumulator::twofold)
         k.certify = certify<Arithmetic, Term, S>;

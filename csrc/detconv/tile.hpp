@@ -33,11 +33,12 @@ struct TileOutput {
     Rounding rounding;
 };
 
-// Certificate of exact totals: |total - sum| <= row_bound * column_norm + bias_bound (exact.hpp). `certify` replaces
-// totals by what they round to, and marks those that may round either way.
+// Certificate of exact totals: |total - sum| <= gamma * row_norm * column_norm + bias_bound (exact.hpp). `certify`
+// replaces totals by what they round to, and marks those that may round either way.
 struct Certificate {
     void* totals;
-    const double* row_bound;
+    double gamma;
+    const double* row_norm;
     const double* bias_bound;
     const double* column_norm;  // [image row][column], image rows apart by column_norm_stride
     Index column_norm_stride;

@@ -69,14 +69,13 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
     }
     if (!c_.certified) return;
     if (!c_.is_float32)
-        kernels_.maxima_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_bound);
+        kernels_.maxima_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
     else if (plan_.panel_wide)
-        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_bound);
+        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
     else
-        kernels_.square_sums_float(reinterpret_cast<const float*>(panel.data), plan_.terms, width, panel.row_bound);
-    for (int m = 0; m < width; ++m)
-        panel.row_bound[m] = plan_.gamma * (c_.is_float32 ? exact::norm_from_squares(panel.row_bound[m], plan_.terms)
-                                                          : panel.row_bound[m]);
+        kernels_.square_sums_float(reinterpret_cast<const float*>(panel.data), plan_.terms, width, panel.row_norm);
+    if (c_.is_float32)
+        for (int m = 0; m < width; ++m) panel.row_norm[m] = exact::norm_from_squares(panel.row_norm[m], plan_.terms);
 }
 
 void Worker::load(Index group, Index sample, Index chunk) {
@@ -213,6 +212,9 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
     const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
     const int rows = static_cast<int>(std::min<Index>(kernel_.rows(), c_.rows - number * kernel_.rows()));
     const bool reads_flags = c_.certified || c_.rescued;
+    bool special_bias = false;
+    if (c_.rescued)
+        for (int m = 0; m < rows; ++m) special_bias |= !std::isfinite(read(panel.bias, m, c_.is_float32));
     const auto& code = c_.program.code;
     Tile tile{panel.data,
               kernel_.rows(),
@@ -241,8 +243,9 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
             if (reads_flags) {
                 const parallel::Flags flags = parallel::Flags::read();
                 if (c_.certified) certify(tile, panel, norms_ + top * norms_pitch_ + left, wanted, flags);
-                // Without a NaN among the terms, only an overflow or an infinite term makes a total that is not finite.
-                if (c_.rescued && (flags.overflow || flags.invalid)) rescue(tile);
+                // Without a NaN among the terms, only an overflow or an infinity makes a total that is not finite; but
+                // an infinite bias that is added last raises no flag.
+                if (c_.rescued && (flags.overflow || flags.invalid || special_bias)) rescue(tile);
             }
             kernel_.store({offset(totals_, total_index(0, skip_h, skip_w), plan_.element_size),
                            offset(out.data, h * out.h + w * out.w, plan_.term_size), out.row, out.h, out.w, rows,
@@ -256,8 +259,8 @@ void Worker::certify(const Tile& tile, const Panel& panel, const double* norms, 
     if (!flags.inexact) return;  // sums that were never rounded are exact as they stand (integers, quantised data)
     // Twofold's error terms are themselves exact only where nothing underflowed or overflowed.
     const bool sound = c_.is_float32 || !(flags.underflow || flags.overflow || flags.invalid);
-    const bool certain =
-        kernel_.certify({totals_, panel.row_bound, panel.bias_bound, norms, norms_pitch_, c_.rounding, uncertain_});
+    const bool certain = kernel_.certify(
+        {totals_, plan_.gamma, panel.row_norm, panel.bias_bound, norms, norms_pitch_, c_.rounding, uncertain_});
     if (sound && certain) return;
     for (int row = 0; row < wanted.rows; ++row)
         for (int h = wanted.h; h < wanted.h + wanted.image_rows; ++h)

@@ -42,13 +42,13 @@ private:
 struct Panel {
     char* data;
     void* bias;  // in the accumulator's type
-    double *row_bound, *bias_bound;
+    double *row_norm, *bias_bound;
 
     Panel(void* block, const Plan& plan)
         : data(static_cast<char*>(block)),
           bias(data + round_up(plan.panel_elements * plan.panel_size, 64)),
-          row_bound(static_cast<double*>(bias) + round_up(plan.kernel->rows(), 8)),
-          bias_bound(row_bound + round_up(plan.kernel->rows(), 8)) {}
+          row_norm(static_cast<double*>(bias) + round_up(plan.kernel->rows(), 8)),
+          bias_bound(row_norm + round_up(plan.kernel->rows(), 8)) {}
 };
 
 // The outputs of a tile that are wanted: rows from 0, columns from (h, w).
