@@ -24,7 +24,7 @@ test: $(VENV)/package
 	python -m pytest $(ARGS)
 
 bench: $(VENV)/package
-	python bench/forward.py $(ARGS)
+	python bench/layers.py $(ARGS)
 
 lint: $(VENV)/tools
 	ruff check

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "arguments.hpp"
 #include "detconv/build_config.hpp"
 #include "detconv/dispatch.hpp"
 #include "detconv/parallel.hpp"
@@ -25,12 +26,12 @@ py::dict build_info() {
     return info;
 }
 
-void set_num_threads(int threads) {
-    constexpr int most = 4096;
+void set_num_threads(py::handle n) {
+    constexpr Index most = 4096;
+    const Index threads = integer(n, "n", "an int");
     if (threads < 1 || threads > most)
-        throw InvalidArgument("n must be between 1 and " + std::to_string(most) + " threads; got " +
-                              std::to_string(threads));
-    parallel::set_num_threads(threads);
+        throw InvalidArgument("n must be between 1 and " + std::to_string(most) + " threads; got " + text(n));
+    parallel::set_num_threads(static_cast<int>(threads));
 }
 
 py::object force_instruction_set(const std::optional<std::string>& name) {

@@ -1,13 +1,13 @@
 #include <pybind11/numpy.h>
-#include <pybind11/stl.h>
 
 #include <array>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
 #include "detconv/dispatch.hpp"
-#include "detconv/forward.hpp"
+#include "detconv/narrow.hpp"
+#include "detconv/passes.hpp"
 #include "register.hpp"
 
 namespace py = pybind11;
@@ -17,21 +17,7 @@ namespace {
 
 using Shape4 = std::array<Index, 4>;
 
-std::string text(py::handle value) { return py::cast<std::string>(py::repr(value)); }
-
 // ---- Arguments ----
-
-Index integer(py::handle value, const char* name, const char* valid) {
-    // bool is an int to Python; as a stride it is a mistake.
-    if (!PyIndex_Check(value.ptr()) || PyBool_Check(value.ptr()))
-        throw py::type_error(std::string(name) + " must be " + valid + "; got " + text(value));
-    const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-    if (!number) throw py::error_already_set();
-    int overflow = 0;
-    const Index result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-    if (overflow != 0) throw InvalidArgument(std::string(name) + " does not fit in 64 bits; got " + text(value));
-    return result;
-}
 
 Extent pair(py::handle value, const char* name) {
     constexpr const char* valid = "an int or a pair of ints (height, width)";
@@ -91,22 +77,84 @@ View<const T> view(const py::array& array) {
     return v;
 }
 
-// A new (N, O, H, W) array, without N where the input had none; in memory (N, H, W, O) when channels_last.
+// A new (N, C, H, W) array, without N where the input had none; in memory (N, H, W, C) when channels_last.
 template <class T>
-py::array_t<T> new_output(const Shape4& shape, bool batched, bool channels_last) {
-    std::vector<py::ssize_t> sizes, strides;
+py::array_t<T> new_array(const Shape4& shape, bool batched, bool channels_last) {
     const auto item = static_cast<py::ssize_t>(sizeof(T));
-    const auto [n, o, h, w] = shape;
-    if (channels_last)
-        strides = {o * h * w * item, item, w * o * item, o * item};
-    else
-        strides = {o * h * w * item, h * w * item, w * item, item};
-    sizes = {n, o, h, w};
+    const auto [n, c, h, w] = shape;
+    std::vector<py::ssize_t> sizes{n, c, h, w};
+    std::vector<py::ssize_t> strides = channels_last
+                                           ? std::vector<py::ssize_t>{c * h * w * item, item, w * c * item, c * item}
+                                           : std::vector<py::ssize_t>{c * h * w * item, h * w * item, w * item, item};
     if (!batched) sizes.erase(sizes.begin()), strides.erase(strides.begin());
     return py::array_t<T>(sizes, strides);
 }
 
-// ---- The call ----
+template <class T>
+View<T> mutable_view(py::array_t<T>& array) {
+    const View<const T> v = view<T>(array);
+    return {array.mutable_data(), v.shape, v.strides};
+}
+
+// (N, C, H, W) or (C, H, W).
+template <class T>
+py::array images(const py::array& array, const char* name) {
+    py::array found = usable<T>(array, name);
+    if (found.ndim() != 3 && found.ndim() != 4)
+        throw InvalidArgument(std::string(name) + " must have 4 dimensions (N, C, H, W), or 3 (C, H, W); got shape " +
+                              shape_text(found));
+    return found;
+}
+
+template <class T>
+py::array kernels_of(const py::array& array, const char* axes = "(O, C / groups, KH, KW)") {
+    py::array found = usable<T>(array, "weight");
+    if (found.ndim() != 4)
+        throw InvalidArgument(std::string("weight must have 4 dimensions ") + axes + "; got shape " +
+                              shape_text(found));
+    return found;
+}
+
+template <class T>
+Bias<T> bias_of(py::handle given, Index channels, py::array& keep) {
+    if (given.is_none()) return {};
+    if (!py::isinstance<py::array>(given)) throw py::type_error("bias must be an array or None; got " + text(given));
+    keep = usable<T>(py::reinterpret_borrow<py::array>(given), "bias");
+    if (keep.ndim() != 1 || keep.shape(0) != channels)
+        throw InvalidArgument("bias must have shape (" + std::to_string(channels) +
+                              ",), one element for each output channel; got shape " + shape_text(keep));
+    return {static_cast<const T*>(keep.data()), keep.strides(0) / py::ssize_t(sizeof(T))};
+}
+
+// input_size, weight_size: a sequence of 4 ints, or 3 for an unbatched input.
+Shape4 size_of(py::handle value, const char* name, bool unbatched, bool& batched) {
+    const std::string valid = unbatched ? "a sequence of 4 ints (N, C, H, W), or 3 (C, H, W)" : "a sequence of 4 ints";
+    if (!PySequence_Check(value.ptr()) || PyUnicode_Check(value.ptr()))
+        throw py::type_error(std::string(name) + " must be " + valid + "; got " + text(value));
+    const auto sequence = py::reinterpret_borrow<py::sequence>(value);
+    batched = sequence.size() == 4;
+    if (!batched && !(unbatched && sequence.size() == 3))
+        throw InvalidArgument(std::string(name) + " must be " + valid + "; got " + text(value));
+    Shape4 shape{1, 0, 0, 0};
+    for (std::size_t i = 0; i < sequence.size(); ++i) {
+        const Index size = integer(sequence[i], name, valid.c_str());
+        if (size < 0) throw InvalidArgument(std::string(name) + " must not have negative sizes; got " + text(value));
+        shape[i + (batched ? 0 : 1)] = size;
+    }
+    return shape;
+}
+
+template <class T>
+void check_grad_output(const py::array& array, const Convolution& g, bool batched) {
+    const View<const T> y = view<T>(array);
+    if ((array.ndim() == 4) != batched || y.shape != Shape4{g.samples, g.out_channels, g.out_height, g.out_width})
+        throw InvalidArgument("grad_output must have the shape of the output, (" +
+                              (batched ? std::to_string(g.samples) + ", " : std::string()) +
+                              std::to_string(g.out_channels) + ", " + std::to_string(g.out_height) + ", " +
+                              std::to_string(g.out_width) + "); got shape " + shape_text(array));
+}
+
+// ---- The calls ----
 
 // Asks Python for a pending Ctrl-C; on the calling thread, which released the GIL.
 bool signal_pending() {
@@ -116,66 +164,152 @@ bool signal_pending() {
 
 template <class Work>
 void without_gil(Work&& work) {
+    const Execution execution{dispatch::current(), parallel::num_threads(), signal_pending};
     try {
         const py::gil_scoped_release released;
-        work();
+        work(execution);
     } catch (const parallel::Interrupted&) {
         throw py::error_already_set();  // what the signal handler raised
     }
 }
 
-template <class T>
-py::array conv2d_of(const py::array& input_array, const py::array& weight_array,
-                    const std::optional<py::array>& bias_array, py::handle stride, py::handle padding,
-                    py::handle dilation, py::handle groups, const Summation& summation, bool channels_last) {
-    const py::array input = usable<T>(input_array, "input"), weight = usable<T>(weight_array, "weight");
-    if (input.ndim() != 3 && input.ndim() != 4)
-        throw InvalidArgument("input must have 4 dimensions (N, C, H, W), or 3 (C, H, W); got shape " +
-                              shape_text(input));
-    if (weight.ndim() != 4)
-        throw InvalidArgument("weight must have 4 dimensions (O, C / groups, KH, KW); got shape " + shape_text(weight));
-    const View<const T> x = view<T>(input), w = view<T>(weight);
-    const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
-    const Convolution geometry =
-        make_convolution(x.shape, w.shape, stride_pair, padding_of(padding, w.shape, stride_pair, dilation_pair),
-                         dilation_pair, integer(groups, "groups", "an int"));
-    py::array bias;
-    const T* bias_data = nullptr;
-    Index bias_stride = 0;
-    if (bias_array) {
-        bias = usable<T>(*bias_array, "bias");
-        if (bias.ndim() != 1 || bias.shape(0) != w.shape[0])
-            throw InvalidArgument("bias must have shape (" + std::to_string(w.shape[0]) +
-                                  ",), one element for each output channel; got shape " + shape_text(bias));
-        bias_data = static_cast<const T*>(bias.data());
-        bias_stride = bias.strides(0) / py::ssize_t(sizeof(T));
-    }
-
-    const Shape4 shape{geometry.samples, geometry.out_channels, geometry.out_height, geometry.out_width};
-    py::array_t<T> output = new_output<T>(shape, input.ndim() == 4, channels_last);
-    const View<const T> strides = view<T>(output);
-    const View<T> y{output.mutable_data(), shape, strides.strides};
-    const Execution execution{dispatch::current(), parallel::num_threads(), signal_pending};
-    without_gil([&] { forward(geometry, x, w, bias_data, bias_stride, y, summation, execution); });
-    return output;
+// Calls work with a float or a double, as the dtype of the array asks.
+template <class Work>
+py::array by_dtype(const py::array& array, const char* name, Work&& work) {
+    if (py::isinstance<py::array_t<float>>(array)) return work(float());
+    if (py::isinstance<py::array_t<double>>(array)) return work(double());
+    throw py::type_error(std::string(name) + " must have dtype float32 or float64 (native byte order); got " +
+                         text(array.dtype()));
 }
 
-py::array conv2d(const py::array& input, const py::array& weight, const std::optional<py::array>& bias,
-                 py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
-                 const Summation& summation, bool channels_last) {
-    if (py::isinstance<py::array_t<float>>(input))
-        return conv2d_of<float>(input, weight, bias, stride, padding, dilation, groups, summation, channels_last);
-    if (py::isinstance<py::array_t<double>>(input))
-        return conv2d_of<double>(input, weight, bias, stride, padding, dilation, groups, summation, channels_last);
-    throw py::type_error("input must have dtype float32 or float64 (native byte order); got " + text(input.dtype()));
+// float32 outputs that narrow() will round to a half type.
+Rounding rounding_of(bool to_odd) { return to_odd ? Rounding::odd : Rounding::nearest; }
+
+// The uint16 bits of float32 numbers rounded to "float16" or "bfloat16"; same shape, and the strides of NumPy's order
+// "K".
+py::array narrow_array(const py::array& array, const std::string& dtype) {
+    if (!py::isinstance<py::array_t<float>>(array)) throw py::type_error("array must have dtype float32");
+    if (dtype != "float16" && dtype != "bfloat16")
+        throw InvalidArgument("dtype must be \"float16\" or \"bfloat16\"; got \"" + dtype + '"');
+    const py::object like = py::module_::import("numpy").attr("empty_like")(array, py::arg("dtype") = "uint16");
+    auto bits = py::reinterpret_borrow<py::array_t<std::uint16_t>>(like);
+    // empty_like keeps a dense layout, whatever the order of its axes; any other becomes dense.
+    const py::array dense =
+        py::bool_(array.attr("flags").attr("c_contiguous")) ? array : py::array(array.attr("ravel")("K"));
+    narrow(static_cast<const float*>(dense.data()), array.size(), dtype == "float16" ? Half::float16 : Half::bfloat16,
+           bits.mutable_data());
+    return bits;
+}
+
+py::array conv2d(const py::array& input, const py::array& weight, py::handle bias, py::handle stride,
+                 py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
+                 bool channels_last, bool to_odd) {
+    return by_dtype(input, "input", [&]<class T>(T) -> py::array {
+        const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight);
+        const View<const T> xv = view<T>(x), wv = view<T>(w);
+        const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
+        const Padding border = padding_of(padding, wv.shape, stride_pair, dilation_pair);
+        const Convolution g = make_convolution(xv.shape, wv.shape, stride_pair, border, dilation_pair,
+                                               integer(groups, "groups", "an int"), x.ndim() == 4);
+        py::array keep;
+        const Bias<T> b = bias_of<T>(bias, wv.shape[0], keep);
+        py::array_t<T> output =
+            new_array<T>({g.samples, g.out_channels, g.out_height, g.out_width}, x.ndim() == 4, channels_last);
+        const View<T> yv = mutable_view(output);
+        without_gil([&](const Execution& e) { forward(g, xv, wv, b, yv, summation, e, rounding_of(to_odd)); });
+        return output;
+    });
+}
+
+py::array conv2d_input(py::handle input_size, const py::array& weight, const py::array& grad_output, py::handle stride,
+                       py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
+                       bool channels_last, bool to_odd) {
+    return by_dtype(grad_output, "grad_output", [&]<class T>(T) -> py::array {
+        const py::array y = images<T>(grad_output, "grad_output"), w = kernels_of<T>(weight);
+        const View<const T> yv = view<T>(y), wv = view<T>(w);
+        bool batched = true;
+        const Shape4 size = size_of(input_size, "input_size", true, batched);
+        const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
+        const Padding border = padding_of(padding, wv.shape, stride_pair, dilation_pair);
+        const Convolution g = make_convolution(size, wv.shape, stride_pair, border, dilation_pair,
+                                               integer(groups, "groups", "an int"), batched);
+        check_grad_output<T>(y, g, batched);
+        py::array_t<T> gradient = new_array<T>(size, batched, channels_last);
+        const View<T> xv = mutable_view(gradient);
+        without_gil(
+            [&](const Execution& e) { input_gradient(g, yv, wv, Bias<T>{}, xv, summation, e, rounding_of(to_odd)); });
+        return gradient;
+    });
+}
+
+py::array conv2d_weight(const py::array& input, py::handle weight_size, const py::array& grad_output, py::handle stride,
+                        py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
+                        bool channels_last, bool to_odd) {
+    return by_dtype(input, "input", [&]<class T>(T) -> py::array {
+        const py::array x = images<T>(input, "input"), y = images<T>(grad_output, "grad_output");
+        const View<const T> xv = view<T>(x), yv = view<T>(y);
+        bool four = true;
+        const Shape4 size = size_of(weight_size, "weight_size", false, four);
+        const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
+        const Padding border = padding_of(padding, size, stride_pair, dilation_pair);
+        const Convolution g = make_convolution(xv.shape, size, stride_pair, border, dilation_pair,
+                                               integer(groups, "groups", "an int"), x.ndim() == 4);
+        check_grad_output<T>(y, g, x.ndim() == 4);
+        py::array_t<T> gradient = new_array<T>(size, true, channels_last);
+        const View<T> wv = mutable_view(gradient);
+        without_gil([&](const Execution& e) { weight_gradient(g, xv, yv, wv, summation, e, rounding_of(to_odd)); });
+        return gradient;
+    });
+}
+
+py::array conv2d_bias(const py::array& grad_output, const Summation& summation, bool to_odd) {
+    return by_dtype(grad_output, "grad_output", [&]<class T>(T) -> py::array {
+        const py::array y = images<T>(grad_output, "grad_output");
+        const View<const T> yv = view<T>(y);
+        py::array_t<T> gradient(yv.shape[1]);
+        T* const data = gradient.mutable_data();
+        without_gil([&](const Execution& e) { bias_gradient(yv, data, summation, e, rounding_of(to_odd)); });
+        return gradient;
+    });
+}
+
+py::array conv_transpose2d(const py::array& input, const py::array& weight, py::handle bias, py::handle stride,
+                           py::handle padding, py::handle output_padding, py::handle groups, py::handle dilation,
+                           const Summation& summation, bool channels_last, bool to_odd) {
+    return by_dtype(input, "input", [&]<class T>(T) -> py::array {
+        const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight, "(C, O / groups, KH, KW)");
+        const View<const T> xv = view<T>(x), wv = view<T>(w);
+        const Extent border = pair(padding, "padding");
+        const Convolution g = make_transposed(
+            xv.shape, wv.shape, pair(stride, "stride"), {border.h, border.h, border.w, border.w},
+            pair(output_padding, "output_padding"), pair(dilation, "dilation"), integer(groups, "groups", "an int"));
+        py::array keep;
+        const Bias<T> b = bias_of<T>(bias, g.in_channels, keep);
+        py::array_t<T> output =
+            new_array<T>({g.samples, g.in_channels, g.height, g.width}, x.ndim() == 4, channels_last);
+        const View<T> yv = mutable_view(output);
+        without_gil([&](const Execution& e) { input_gradient(g, xv, wv, b, yv, summation, e, rounding_of(to_odd)); });
+        return output;
+    });
 }
 
 }  // namespace
 
 void register_convolution(py::module_& module) {
-    module.def("conv2d", &conv2d, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("stride"),
-               py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("summation"),
-               py::arg("channels_last") = false);
+    using py::arg;
+    module.def("conv2d", &conv2d, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
+               arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false, arg("to_odd") = false);
+    module.def("conv2d_input", &conv2d_input, arg("input_size"), arg("weight"), arg("grad_output"), arg("stride"),
+               arg("padding"), arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false,
+               arg("to_odd") = false);
+    module.def("conv2d_weight", &conv2d_weight, arg("input"), arg("weight_size"), arg("grad_output"), arg("stride"),
+               arg("padding"), arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false,
+               arg("to_odd") = false);
+    module.def("conv2d_bias", &conv2d_bias, arg("grad_output"), arg("summation"), arg("to_odd") = false);
+    module.def("narrow", &narrow_array, arg("array"), arg("dtype"));
+    module.def("conv_transpose2d", &conv_transpose2d, arg("input"), arg("weight"), arg("bias"), arg("stride"),
+               arg("padding"), arg("output_padding"), arg("groups"), arg("dilation"), arg("summation"),
+               arg("channels_last") = false, arg("to_odd") = false);
 }
 
 }  // namespace detconv::bindings

@@ -10,10 +10,12 @@
 //   Wide        double (terms: float)  fp64, explicit orders with d[...]; exact (float32), before its certificate
 //   Twofold     double, twice          exact (float64), before its certificate
 //
-// To add one: write the struct, give it a row in kernels.cpp and in method.cpp. See docs/adding-a-method.md.
+// An accumulator that can be joined to an older one has join(); one whose total takes a last step has finish(). To add
+// one: write the struct, give it rows in kernels.cpp and one in summation.hpp. See docs/adding-a-method.md.
 #pragma once
 
 #include "lanes.hpp"
+#include "summation.hpp"
 
 namespace detconv::DETCONV_ISA {
 
@@ -21,6 +23,7 @@ namespace detconv::DETCONV_ISA {
 template <class V>
 struct Plain {
     using Lanes = V;
+    static constexpr Accumulator kind = Accumulator::plain;
     static constexpr int parts = 1;
     V s;
 
@@ -35,6 +38,7 @@ struct Plain {
 template <class V>
 struct Kahan {
     using Lanes = V;
+    static constexpr Accumulator kind = Accumulator::kahan;
     static constexpr int parts = 2;
     V s, c;
 
@@ -56,6 +60,7 @@ private:
 template <class V>
 struct Wide {
     using Lanes = V;
+    static constexpr Accumulator kind = Accumulator::wide;
     static constexpr int parts = 1;
     V s;
 
@@ -83,6 +88,7 @@ private:
 template <class V>
 struct Twofold {
     using Lanes = V;
+    static constexpr Accumulator kind = Accumulator::twofold;
     static constexpr int parts = 2;
     V s, c;
 

@@ -144,10 +144,11 @@ template <class Arithmetic, class Term, class S>
         }
     }
 
+    if constexpr (requires(Arithmetic a) { a.finish(); }) each([](Arithmetic& a, int, int) { a.finish(); });
     // totals[broadcast][vector]; a second part (Twofold) follows after all of the first.
     Element* const totals = static_cast<Element*>(tile.totals);
     each([&](Arithmetic& a, int n, int j) { a.s.store(slot(totals, n, j)); });
-    if constexpr (requires(Arithmetic a) { Twofold<V>(a); })
+    if constexpr (Arithmetic::kind == Accumulator::twofold)
         each([&](Arithmetic& a, int n, int j) { a.c.store(slot(totals + S::vectors * S::broadcasts * L, n, j)); });
 }
 

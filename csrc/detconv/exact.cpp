@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-
-#include "summation.hpp"
+#include <limits>
 
 namespace detconv::exact {
 namespace {
@@ -112,7 +111,7 @@ void Superaccumulator<T>::carry() {
 }
 
 template <class T>
-T Superaccumulator<T>::rounded() const {
+T Superaccumulator<T>::rounded(Rounding rounding) const {
     constexpr T infinity = std::numeric_limits<T>::infinity();
     if (nan_ || (positive_infinity_ && negative_infinity_)) return std::numeric_limits<T>::quiet_NaN();
     if (positive_infinity_) return infinity;
@@ -136,16 +135,22 @@ T Superaccumulator<T>::rounded() const {
     auto bit = [&](int i) { return (sum.limb_[i >> 5] >> (i & 31)) & 1; };
     std::uint64_t significand = 0;
     for (int i = leading; i >= last; --i) significand = significand << 1 | static_cast<std::uint64_t>(bit(i));
-    if (last > 0 && bit(last - 1)) {
+    if (last > 0) {
         bool sticky = false;
         for (int i = last - 2; i >= 0 && !sticky; --i) {
             if ((i & 31) == 31 && sum.limb_[i >> 5] == 0) i -= 31;  // a whole limb of zeros
             sticky = bit(i) != 0;
         }
-        significand += (sticky || (significand & 1)) ? 1 : 0;
+        const bool half = bit(last - 1) != 0;
+        if (rounding == Rounding::nearest)
+            significand += half && (sticky || (significand & 1)) ? 1 : 0;
+        else if (half || sticky)
+            significand |= 1;
     }
-    // The significand is at most 2^digits, so both steps are exact but for an overflow, which goes to infinity.
-    const T result = std::ldexp(static_cast<T>(significand), last + lowest);
+    // The significand is at most 2^digits, so both steps are exact but for an overflow: to infinity, or to the odd
+    // neighbour.
+    T result = std::ldexp(static_cast<T>(significand), last + lowest);
+    if (rounding == Rounding::odd) result = std::min(result, std::numeric_limits<T>::max());
     return negative ? -result : result;
 }
 

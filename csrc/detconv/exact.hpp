@@ -8,10 +8,8 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
-#include <vector>
 
-#include "geometry.hpp"
+#include "summation.hpp"
 
 namespace detconv::exact {
 
@@ -33,7 +31,8 @@ public:
     void clear();
     void add_product(T w, T x);
     void add(T b);
-    T rounded() const;  // to nearest, ties to even; IEEE's rules where a term was not finite
+    T rounded(Rounding rounding =
+                  Rounding::nearest) const;  // nearest: ties to even; IEEE's rules where a term was not finite
 
 private:
     static constexpr bool single = sizeof(T) == 4;

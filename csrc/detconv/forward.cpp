@@ -1,19 +1,16 @@
-#include "forward.hpp"
-
-#include <utility>
+// Rows are output channels, columns output pixels, planes input channels, (i, j) kernel taps.
+#include "lowering.hpp"
 
 namespace detconv {
 
 template <class T>
-void forward(const Convolution& g, const View<const T>& input, const View<const T>& weight, const T* bias,
-             Index bias_stride, const View<T>& output, const Summation& summation, const Execution& execution) {
+void forward(const Convolution& g, const View<const T>& input, const View<const T>& weight, const Bias<T>& bias,
+             const View<T>& output, const Summation& summation, const Execution& execution, Rounding rounding) {
     const auto& [xn, xc, xh, xw] = input.strides;
     const auto& [wo, wc, wh, ww] = weight.strides;
     const auto& [yn, yo, yh, yw] = output.strides;
-    const MethodRow& method = row_of(summation.method());
 
     Contraction c;
-    c.is_float32 = sizeof(T) == 4;
     c.batches = g.samples;
     c.groups = g.groups;
     c.rows = g.group_outputs();
@@ -27,20 +24,20 @@ void forward(const Convolution& g, const View<const T>& input, const View<const 
     c.image = {.data = input.data, .batch = xn, .group = c.planes * xc, .plane = xc, .h = xh, .w = xw};
     c.panel = {.data = weight.data, .group = c.rows * wo, .row = wo, .plane = wc, .h = wh, .w = ww};
     c.output = {.data = output.data, .batch = yn, .group = c.rows * yo, .row = yo, .h = yh, .w = yw};
-    c.bias = bias;
-    c.bias_group = c.rows * bias_stride;
-    c.bias_row = bias_stride;
-
-    c.program = lower(summation, {c.planes, g.kernel_height, g.kernel_width}, bias != nullptr, c.is_float32);
-    c.certified = method.certified;
-    c.accumulator = c.program.wide ? Accumulator::wide : c.is_float32 ? method.float32 : method.float64;
-    if (c.accumulator == Accumulator::kahan) c.rescue = lower_naive(summation, c.terms(), bias != nullptr);
+    c.bias = bias.data;
+    c.bias_group = c.rows * bias.stride;
+    c.bias_row = bias.stride;
+    const bool has_bias = bias.data != nullptr;
+    set_arithmetic<T>(c, summation,
+                      lower(summation, {c.planes, g.kernel_height, g.kernel_width}, has_bias, sizeof(T) == 4),
+                      has_bias);
+    c.rounding = rounding;
     run(std::move(c), execution);
 }
 
-template void forward(const Convolution&, const View<const float>&, const View<const float>&, const float*, Index,
-                      const View<float>&, const Summation&, const Execution&);
-template void forward(const Convolution&, const View<const double>&, const View<const double>&, const double*, Index,
-                      const View<double>&, const Summation&, const Execution&);
+template void forward(const Convolution&, const View<const float>&, const View<const float>&, const Bias<float>&,
+                      const View<float>&, const Summation&, const Execution&, Rounding);
+template void forward(const Convolution&, const View<const double>&, const View<const double>&, const Bias<double>&,
+                      const View<double>&, const Summation&, const Execution&, Rounding);
 
 }  // namespace detconv

@@ -48,9 +48,18 @@ struct Convolution {
     Index terms() const { return group_channels() * kernel_height * kernel_width; }
 };
 
-// Checks every rule of conv2d and computes the output's size. Throws InvalidArgument.
+// The longest sum: its tables take some 50 bytes a term.
+inline constexpr Index most_terms = (Index(1) << 31) - 1;
+void check_terms(Index terms);
+
+// Checks every rule of conv2d and computes the output's size. Throws InvalidArgument; batched is for its messages.
 Convolution make_convolution(const std::array<Index, 4>& input, const std::array<Index, 4>& weight, Extent stride,
-                             Padding padding, Extent dilation, Index groups);
+                             Padding padding, Extent dilation, Index groups, bool batched = true);
+
+// The convolution whose input gradient a transposed convolution of `input` is. Its out_height and out_width may be
+// larger than input's (output_padding beyond the stride). Throws InvalidArgument.
+Convolution make_transposed(const std::array<Index, 4>& input, const std::array<Index, 4>& weight, Extent stride,
+                            Padding padding, Extent output_padding, Extent dilation, Index groups, bool batched = true);
 
 // The padding that torch calls "same": dilation * (kernel - 1) in all, the odd one to the right. Needs stride 1.
 Padding same_padding(const std::array<Index, 4>& weight, Extent stride, Extent dilation);

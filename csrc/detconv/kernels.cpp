@@ -20,8 +20,10 @@ using F = Lanes<float, register_bytes / 4>;
 using D = Lanes<double, register_bytes / 8>;
 
 template <class U, class V>
-DETCONV_INLINE U output_of(V total) {
-    return canonical(total.template to<typename U::Element>());
+DETCONV_INLINE U rounded(V total, Rounding rounding) {
+    if constexpr (sizeof(typename V::Element) > sizeof(typename U::Element))
+        if (rounding == Rounding::odd) return total.template to_odd<typename U::Element>();
+    return total.template to<typename U::Element>();
 }
 
 template <class Arithmetic, class Term, class S>
@@ -31,6 +33,8 @@ void store(const TileOutput& out) {
     constexpr int L = V::size, lanes = S::vectors * L;
     const auto* totals = static_cast<const typename V::Element*>(out.totals);
     auto* const output = static_cast<Term*>(out.output);
+    auto load = [&](const typename V::Element* from)
+                    __attribute__((always_inline)) { return canonical(rounded<U>(V::load(from), out.rounding)); };
 
     if constexpr (S::side == Side::columns) {
         constexpr int columns = S::per_row * L;
@@ -39,7 +43,7 @@ void store(const TileOutput& out) {
                 const auto* from = totals + m * lanes + h * columns;
                 Term* to = output + m * out.row_stride + h * out.image_row_stride;
                 for (int w = 0; w < out.columns; w += L) {
-                    const U values = output_of<U>(V::load(from + w));
+                    const U values = load(from + w);
                     const int count = out.columns - w < L ? out.columns - w : L;
                     if (out.column_stride != 1)
                         for (int i = 0; i < count; ++i) to[(w + i) * out.column_stride] = values.v[i];
@@ -57,14 +61,13 @@ void store(const TileOutput& out) {
                 const int rows = out.rows - m < L ? out.rows - m : L;
                 if (out.row_stride == 1) {  // channels last: a column's rows lie side by side
                     for (int w = 0; w < out.columns; ++w)
-                        output_of<U>(V::load(from + w * lanes + m)).store_first(to + w * out.column_stride + m, rows);
+                        load(from + w * lanes + m).store_first(to + w * out.column_stride + m, rows);
                     continue;
                 }
                 for (int w = 0; w < out.columns; w += L) {
                     const int count = out.columns - w < L ? out.columns - w : L;
                     U square[L];
-                    for (int i = 0; i < L; ++i)
-                        square[i] = i < count ? output_of<U>(V::load(from + (w + i) * lanes + m)) : U::zero();
+                    for (int i = 0; i < L; ++i) square[i] = i < count ? load(from + (w + i) * lanes + m) : U::zero();
                     transpose(square);
                     for (int i = 0; i < rows; ++i) {
                         Term* row = to + (m + i) * out.row_stride + w * out.column_stride;
@@ -93,21 +96,23 @@ bool certify(const Certificate& c) {
     for (int j = 0; j < S::broadcasts; ++j)
         for (int n = 0; n < S::vectors; ++n) {
             double* const at = totals + (j * S::vectors + n) * L;
-            V row_bound, bias_bound, norm;
+            V row_norm, bias_bound, norm;
             if constexpr (rows_are_lanes) {
-                row_bound = V::load(c.row_bound + n * L), bias_bound = V::load(c.bias_bound + n * L);
+                row_norm = V::load(c.row_norm + n * L), bias_bound = V::load(c.bias_bound + n * L);
                 norm = V::broadcast(c.column_norm[j / S::per_row * c.column_norm_stride + j % S::per_row]);
             } else {
-                row_bound = V::broadcast(c.row_bound[j]), bias_bound = V::broadcast(c.bias_bound[j]);
+                row_norm = V::broadcast(c.row_norm[j]), bias_bound = V::broadcast(c.bias_bound[j]);
                 norm = V::load(c.column_norm + n / S::per_row * c.column_norm_stride + n % S::per_row * L);
             }
-            const V bound = row_bound * norm + bias_bound, s = V::load(at);
+            // The norms first: their product is of the size of the sum, while a factor of it may be tiny.
+            const V bound = row_norm * norm * V::broadcast(c.gamma) + bias_bound, s = V::load(at);
             typename V::Mask certain;
             if constexpr (sizeof(Term) == 4) {
                 // The slack covers the rounding of s - bound and s + bound themselves. A total that is not finite comes
                 // from terms that are not finite (sums of float products cannot overflow a double), and stands.
                 const V slack = (bound + abs(s) * V::broadcast(0x1p-52)) * V::broadcast(1 + 0x1p-40);
-                const auto low = (s - slack).template to<float>(), high = (s + slack).template to<float>();
+                using U = Lanes<Term, L>;
+                const U low = rounded<U>(s - slack, c.rounding), high = rounded<U>(s + slack, c.rounding);
                 certain = (low.template to<double>() == high.template to<double>()) | ((s - s) != V::zero());
             } else {
                 const V c_part = V::load(at + S::vectors * S::broadcasts * L);
@@ -138,18 +143,12 @@ constexpr TileKernel row(double fused_cycles, double rounded_cycles) {
     k.fused_cycles = static_cast<float>(fused_cycles), k.rounded_cycles = static_cast<float>(rounded_cycles);
     k.run = contract<Arithmetic, Term, S>;
     k.store = store<Arithmetic, Term, S>;
-    if constexpr (requires(Arithmetic a) { Kahan<V>(a); }) {
-        k.accumulator = Accumulator::kahan;
-        k.rescue = contract<Plain<V>, Term, S>;
-    } else if constexpr (requires(Arithmetic a) { Wide<V>(a); }) {
-        k.accumulator = Accumulator::wide;
+    k.accumulator = Arithmetic::kind;
+    k.joins = requires(Arithmetic a) { a.join(a); };
+    if constexpr (sizeof(Term) == sizeof(typename V::Element)) k.rescue = contract<Plain<V>, Term, S>;
+    // A certificate is for totals kept in double (or in two of them).
+    if constexpr (Arithmetic::kind == Accumulator::wide || Arithmetic::kind == Accumulator::twofold)
         k.certify = certify<Arithmetic, Term, S>;
-    } else if constexpr (requires(Arithmetic a) { Twofold<V>(a); }) {
-        k.accumulator = Accumulator::twofold;
-        k.certify = certify<Arithmetic, Term, S>;
-    } else {
-        k.accumulator = Accumulator::plain;
-    }
     return k;
 }
 
@@ -167,7 +166,9 @@ constexpr TileKernel tiles[] = {
     row<Plain<F>, float, Rows<2, 14, 7>>(29, 45),    row<Plain<F>, float, Rows<2, 8>>(18, 26),
     row<Plain<F>, float, Rows<1, 28>>(29, 29),       row<Plain<F>, float, Rows<1, 28, 14>>(29, 29),
     row<Plain<F>, float, Rows<1, 28, 7>>(29, 29),    row<Plain<F>, float, Rows<1, 24>>(25, 25),
-    row<Plain<F>, float, Rows<1, 16>>(18, 18),       row<Plain<F8>, float, Rows<1, 28>>(16, 16),
+    row<Plain<F>, float, Rows<1, 16>>(18, 18),       row<Plain<F>, float, Rows<2, 9, 3>>(19, 28),
+    row<Plain<F>, float, Rows<1, 27, 3>>(28, 28),    row<Plain<F>, float, Rows<1, 25, 5>>(26, 26),
+    row<Plain<F>, float, Rows<4, 1>>(5, 8),          row<Plain<F8>, float, Rows<1, 28>>(16, 16),
     row<Plain<F8>, float, Rows<1, 28, 14>>(16, 16),  row<Plain<F>, float, Columns<3, 8>>(26, 30),
     row<Plain<F>, float, Columns<1, 8>>(12, 12),     row<Plain<F>, float, Columns<16, 1, 4>>(17, 17),
     row<Plain<F>, float, Columns<14, 1, 2>>(15, 15), row<Plain<F>, float, Columns<14, 1, 1>>(15, 15),
@@ -175,15 +176,19 @@ constexpr TileKernel tiles[] = {
     row<Plain<F8>, float, Columns<14, 1, 7>>(9, 9),
 
     row<Kahan<F>, float, Rows<1, 14>>(30, 44),       row<Kahan<F>, float, Rows<1, 12>>(26, 38),
-    row<Kahan<F>, float, Rows<1, 14, 7>>(30, 44),    row<Kahan<F8>, float, Rows<1, 14>>(17, 24),
-    row<Kahan<F>, float, Columns<2, 6>>(27, 38),     row<Kahan<F>, float, Columns<8, 1, 4>>(17, 25),
-    row<Kahan<F>, float, Columns<8, 1, 1>>(17, 25),  row<Kahan<F>, float, Columns<2, 1, 1>>(8, 10),
+    row<Kahan<F>, float, Rows<1, 14, 7>>(30, 44),    row<Kahan<F>, float, Rows<1, 9, 3>>(20, 29),
+    row<Kahan<F>, float, Rows<1, 10, 5>>(22, 32),    row<Kahan<F>, float, Rows<4, 1>>(17, 25),
+    row<Kahan<F8>, float, Rows<1, 14>>(17, 24),      row<Kahan<F>, float, Columns<2, 6>>(27, 38),
+    row<Kahan<F>, float, Columns<8, 1, 4>>(17, 25),  row<Kahan<F>, float, Columns<8, 1, 1>>(17, 25),
+    row<Kahan<F>, float, Columns<2, 1, 1>>(8, 10),
 
     row<Wide<D>, float, Rows<1, 28>>(29, 90),        row<Wide<D>, float, Rows<1, 28, 14>>(29, 90),
     row<Wide<D>, float, Rows<1, 28, 7>>(29, 90),     row<Wide<D>, float, Rows<1, 24>>(25, 78),
-    row<Wide<D>, float, Rows<1, 16>>(18, 52),        row<Wide<D>, float, Columns<3, 8>>(27, 80),
-    row<Wide<D>, float, Columns<16, 1, 4>>(18, 50),  row<Wide<D>, float, Columns<14, 1, 7>>(16, 44),
-    row<Wide<D>, float, Columns<14, 1, 1>>(16, 44),  row<Wide<D>, float, Columns<4, 1, 1>>(8, 16),
+    row<Wide<D>, float, Rows<1, 16>>(18, 52),        row<Wide<D>, float, Rows<2, 9, 3>>(19, 60),
+    row<Wide<D>, float, Rows<1, 25, 5>>(26, 80),     row<Wide<D>, float, Rows<4, 1>>(6, 16),
+    row<Wide<D>, float, Columns<3, 8>>(27, 80),      row<Wide<D>, float, Columns<16, 1, 4>>(18, 50),
+    row<Wide<D>, float, Columns<14, 1, 7>>(16, 44),  row<Wide<D>, float, Columns<14, 1, 1>>(16, 44),
+    row<Wide<D>, float, Columns<4, 1, 1>>(8, 16),
 
     row<Plain<D>, double, Rows<2, 14>>(29, 45),      row<Plain<D>, double, Rows<2, 14, 7>>(29, 45),
     row<Plain<D>, double, Rows<1, 28>>(29, 29),      row<Plain<D>, double, Rows<1, 28, 14>>(29, 29),
@@ -325,8 +330,13 @@ void add_magnitudes(const double* source, Index count, double* target) {
     accumulate(source, count, target, [](D x) { return abs(x); });
 }
 
-void add(const double* source, Index count, double* target) {
-    accumulate(source, count, target, [](D x) { return x; });
+// older[i] = older[i] + newer[i].
+template <class T>
+void join(const T* newer, Index count, T* older) {
+    using V = Lanes<T, register_bytes / sizeof(T)>;
+    Index i = 0;
+    for (; i + V::size <= count; i += V::size) (V::load(older + i) + V::load(newer + i)).store(older + i);
+    for (; i < count; ++i) older[i] = older[i] + newer[i];
 }
 
 }  // namespace
@@ -342,13 +352,14 @@ const Kernels kernels = {
     .copy_float = copy<float, float>,
     .copy_float_wide = copy<float, double>,
     .copy_double = copy<double, double>,
+    .join_float = join<float>,
+    .join_double = join<double>,
     .square_sums_float = square_sums<float>,
     .square_sums_double = square_sums<double>,
     .maxima_double = maxima,
     .add_squares_float = add_squares<float>,
     .add_squares_double = add_squares<double>,
     .add_magnitudes_double = add_magnitudes,
-    .add = add,
 };
 
 }  // namespace detconv::DETCONV_ISA

@@ -83,6 +83,24 @@ struct Lanes {
             return {__builtin_convertvector(v, typename Lanes<U, N>::Vector)};
     }
 
+    // Rounds to the narrower type; an inexact result gets the neighbour whose last bit is 1, so that it can be rounded
+    // once more, to a type two bits narrower still, as the exact value would be (Boldo & Melquiond 2008).
+    template <class U>
+    DETCONV_INLINE Lanes<U, N> to_odd() const {
+        using Narrow = Lanes<U, N>;
+        const Narrow nearest = to<U>();
+        const Lanes back = nearest.template to<T>();
+        using Bits = typename Narrow::Mask;
+        const Bits bits = (Bits)nearest.v;
+        const Bits inexact = __builtin_convertvector((back.v < v) | (back.v > v), Bits);  // false for NaN
+        const Bits even = (bits & 1) - 1;
+        const Bits outward = __builtin_convertvector(abs(*this).v > abs(back).v, Bits);  // -1: one ulp up in magnitude
+        const Bits step = 1 | ~outward;
+        return {(typename Narrow::Vector)(bits + (inexact & even & step))};
+    }
+
+    DETCONV_INLINE friend Lanes abs(Lanes a) { return {(Vector)((Mask)a.v & ~(Integer(1) << (8 * sizeof(T) - 1)))}; }
+
     DETCONV_INLINE friend Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
     DETCONV_INLINE friend Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
     DETCONV_INLINE friend Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
@@ -91,20 +109,6 @@ struct Lanes {
     DETCONV_INLINE friend Mask operator!=(Lanes a, Lanes b) { return a.v != b.v; }
     DETCONV_INLINE static Lanes select(Mask mask, Lanes yes, Lanes no) { return {mask ? yes.v : no.v}; }
 };
-
-template <class T, int N>
-DETCONV_INLINE Lanes<T, N> abs(Lanes<T, N> a) {
-    using I = typename Lanes<T, N>::Integer;
-    return {(typename Lanes<T, N>::Vector)((typename Lanes<T, N>::Mask)a.v & ~(I(1) << (8 * sizeof(T) - 1)))};
-}
-
-template <class Mask>
-DETCONV_INLINE bool any(Mask mask) {
-    constexpr int n = sizeof(Mask) / sizeof(mask[0]);
-    decltype(mask[0] + 0) found = 0;
-    for (int i = 0; i < n; ++i) found |= mask[i];
-    return found != 0;
-}
 
 // a * b + c with one rounding.
 template <class T, int N>

@@ -51,9 +51,9 @@ bool parse_loops(std::string_view text, std::array<int, 3>& loops) {
 }
 
 // The sequence of a loop order: position to term number. Empty for the identity.
-std::vector<Index> sequence_of(const std::array<int, 3>& loops, const std::array<Index, 3>& extents) {
+std::vector<Index> sequence_of(const std::array<int, 3>& loops, const Loops& extents) {
     if (loops == std::array<int, 3>{0, 1, 2}) return {};
-    const std::array<Index, 3> strides{extents[1] * extents[2], extents[2], 1};
+    const Loops strides{extents[1] * extents[2], extents[2], 1};
     auto axis = [&](int level) { return static_cast<std::size_t>(loops[static_cast<std::size_t>(level)]); };
     std::vector<Index> sequence;
     sequence.reserve(static_cast<std::size_t>(extents[0] * extents[1] * extents[2]));
@@ -138,16 +138,21 @@ Summation::Summation(std::string_view method, std::string_view order, std::strin
     method_ = Method::naive;
 }
 
-Program lower(const Summation& s, const std::array<Index, 3>& extents, bool has_bias, bool is_float32) {
-    const Index terms = extents[0] * extents[1] * extents[2];
+Program lower(const Summation& s, const Loops& loops, bool has_bias, bool is_float32) {
+    Program program = lower(s, loops[0] * loops[1] * loops[2], has_bias, is_float32);
+    // The order of exact sums is free, and an explicit order has written its own sequence.
+    if (!s.has_explicit_order() && !row_of(s.method()).certified) program.sequence = sequence_of(s.loops(), loops);
+    return program;
+}
+
+Program lower(const Summation& s, Index terms, bool has_bias, bool is_float32) {
     if (s.has_explicit_order()) return order::lower(s.expression(), terms, has_bias, is_float32);
     const MethodRow& row = row_of(s.method());
     const bool fused = row.always_fused || s.products() == Products::fused;
-    const Index block = row.certified ? exact_block : s.block();
     // A Twofold accumulator cannot be joined; its bound does not need it to be.
     const bool blocks = row.blocks && (is_float32 ? row.float32 : row.float64) != Accumulator::twofold;
-    Program program = lower_loops(s, terms, blocks ? block : std::max<Index>(terms, 1), fused, has_bias);
-    if (!row.certified) program.sequence = sequence_of(s.loops(), extents);
+    const Index block = !blocks ? std::max<Index>(terms, 1) : row.certified ? exact_block : s.block();
+    Program program = lower_loops(s, terms, block, fused, has_bias);
     program.wide = is_float32 && row.float32 == Accumulator::wide;
     return program;
 }

@@ -20,6 +20,9 @@ enum class Products : std::uint8_t { fused, rounded };
 enum class BiasPosition : std::uint8_t { last, first };
 enum class Samples : std::uint8_t { tree, sequence };
 
+// How a double total becomes a float32 output. Odd: for outputs that will be rounded once more, to a half type.
+enum class Rounding : std::uint8_t { nearest, odd };
+
 // One row a method: this table is what the rest of the engine, the bindings, the tests and the benches read.
 struct MethodRow {
     Method method;
@@ -28,15 +31,16 @@ struct MethodRow {
     bool blocks;                   // sums blocks and joins them in a binary tree (pairwise), or one chain
     bool always_fused;             // the products setting plays no part
     bool certified;                // the total is certified, or recomputed, to be correctly rounded
+    bool rescued;                  // a total that is not finite is replaced by the naive one of the same terms
 };
 
-inline constexpr std::array<MethodRow, 5> methods{{
-    {Method::naive, "naive", Accumulator::plain, Accumulator::plain, false, false, false},
-    {Method::pairwise, "pairwise", Accumulator::plain, Accumulator::plain, true, false, false},
-    {Method::kahan, "kahan", Accumulator::kahan, Accumulator::kahan, false, false, false},
-    {Method::fp64, "fp64", Accumulator::wide, Accumulator::plain, false, true, false},
-    {Method::exact, "exact", Accumulator::wide, Accumulator::twofold, true, true, true},
-}};
+inline constexpr auto methods = std::to_array<MethodRow>({
+    {Method::naive, "naive", Accumulator::plain, Accumulator::plain, false, false, false, false},
+    {Method::pairwise, "pairwise", Accumulator::plain, Accumulator::plain, true, false, false, false},
+    {Method::kahan, "kahan", Accumulator::kahan, Accumulator::kahan, false, false, false, true},
+    {Method::fp64, "fp64", Accumulator::wide, Accumulator::plain, false, true, false, false},
+    {Method::exact, "exact", Accumulator::wide, Accumulator::twofold, true, true, true, false},
+});
 
 inline const MethodRow& row_of(Method method) { return methods[static_cast<std::size_t>(method)]; }
 
@@ -80,8 +84,14 @@ const char* name_of(Products);
 const char* name_of(BiasPosition);
 const char* name_of(Samples);
 
-// The program of a summation over terms numbered (axis 0, axis 1, axis 2) with the given extents.
-Program lower(const Summation& summation, const std::array<Index, 3>& extents, bool has_bias, bool is_float32);
+// How a pass numbers its terms: the extents of the loops c, kh, kw, outermost first.
+using Loops = std::array<Index, 3>;
+
+// The program of a summation over the terms of three loops, which its order permutes.
+Program lower(const Summation& summation, const Loops& loops, bool has_bias, bool is_float32);
+
+// The same over terms that have one sequence only (the pixels of a weight gradient).
+Program lower(const Summation& summation, Index terms, bool has_bias, bool is_float32);
 
 // The naive program of the same terms, by which Kahan's non-finite totals are replaced.
 Program lower_naive(const Summation& summation, Index terms, bool has_bias);

@@ -30,16 +30,19 @@ struct TileOutput {
     void* output;
     Index row_stride, image_row_stride, column_stride;
     int rows, image_rows, columns;  // how many of the tile's outputs are wanted
+    Rounding rounding;
 };
 
-// Certificate of exact totals: |total - sum| <= row_bound * column_norm + bias_bound (exact.hpp). `certify` replaces
-// totals by what they round to, and marks those that may round either way.
+// Certificate of exact totals: |total - sum| <= gamma * row_norm * column_norm + bias_bound (exact.hpp). `certify`
+// replaces totals by what they round to, and marks those that may round either way.
 struct Certificate {
     void* totals;
-    const double* row_bound;
+    double gamma;
+    const double* row_norm;
     const double* bias_bound;
     const double* column_norm;  // [image row][column], image rows apart by column_norm_stride
     Index column_norm_stride;
+    Rounding rounding;
     std::uint8_t* uncertain;  // [broadcast][vector][lane], 1 where the certificate does not hold
 };
 
@@ -49,10 +52,11 @@ struct TileKernel {
     bool is_float32;  // type of the terms
     Side side;
     int lanes, vectors, broadcasts, per_row;
+    bool joins;                          // its accumulators can be put on the stack
     float fused_cycles, rounded_cycles;  // per term, measured; the driver picks the cheapest shape for a problem
 
     void (*run)(const Tile&);
-    void (*rescue)(const Tile&);  // the same shape with plain accumulators, for Kahan's non-finite totals
+    void (*rescue)(const Tile&);  // the same shape with plain accumulators, for methods whose totals are rescued
     void (*store)(const TileOutput&);
     bool (*certify)(const Certificate&);  // true where every total is certain
 
@@ -80,6 +84,9 @@ struct Kernels {
     void (*copy_float)(const float*, Index stride, Index count, float*);
     void (*copy_float_wide)(const float*, Index stride, Index count, double*);
     void (*copy_double)(const double*, Index stride, Index count, double*);
+    // Samples joined: older[i] = older[i] + newer[i].
+    void (*join_float)(const float* newer, Index count, float* older);
+    void (*join_double)(const double* newer, Index count, double* older);
     // Norms for the certificate of exact sums (exact.hpp): sums of squares for float32 terms; for float64 the largest
     // magnitude of each row of a panel, and sums of magnitudes of the image.
     void (*square_sums_float)(const float* panel, Index terms, int width, double* sums);
@@ -89,7 +96,6 @@ struct Kernels {
     void (*add_squares_float)(const float*, Index count, double* target);
     void (*add_squares_double)(const double*, Index count, double* target);
     void (*add_magnitudes_double)(const double*, Index count, double* target);
-    void (*add)(const double*, Index count, double* target);
 };
 
 }  // namespace detconv

@@ -28,8 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help=help_info, description=f"Print {help_info}.")
     info.set_defaults(run=_info)
 
-    help_demo = "is PyTorch's Conv2d against a NumPy reference a rounding error or a mistake?"
-    parser_demo = commands.add_parser("demo", help=help_demo, description=help_demo.capitalize())
+    help_demo = "Is PyTorch's Conv2d against a NumPy reference a rounding error or a mistake?"
+    parser_demo = commands.add_parser("demo", help=help_demo, description=help_demo)
     demo.add_arguments(parser_demo)
     parser_demo.set_defaults(run=demo.run)
     return parser

@@ -38,7 +38,7 @@ std::vector<T> convolve(const Layer& layer, const Arrays<T>& arrays, const Summa
     std::vector<T> output(static_cast<std::size_t>(g.samples * g.out_channels * g.out_height * g.out_width));
     forward<T>(g, {arrays.input.data(), layer.input, strides_of(layer.input)},
                {arrays.weight.data(), layer.weight, strides_of(layer.weight)},
-               layer.bias ? arrays.bias.data() : nullptr, 1, {output.data(), shape, strides_of(shape)}, summation,
+               {layer.bias ? arrays.bias.data() : nullptr, 1}, {output.data(), shape, strides_of(shape)}, summation,
                execution);
     return output;
 }

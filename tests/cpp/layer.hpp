@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "detconv/dispatch.hpp"
-#include "detconv/forward.hpp"
+#include "detconv/passes.hpp"
 #include "made.hpp"
 
 namespace detconv::test {

@@ -190,7 +190,7 @@ void check_layouts(std::uint64_t seed) {
             std::ranges::fill(output.memory, untouched);
             const int threads = static_cast<int>(random.between(1, 3));
             forward<T>(g, input.template view<const T>(), weight.template view<const T>(),
-                       layer.bias ? bias.memory.data() + bias.origin : nullptr, bias.strides[3],
+                       {layer.bias ? bias.memory.data() + bias.origin : nullptr, bias.strides[3]},
                        output.template view<T>(), summation, {kernels, threads, {}});
             CHECK(equal_bits(output.values(), wanted),
                   kernels.name << ": " << layer.text() << ' ' << summation.order());

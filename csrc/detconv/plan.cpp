@@ -1,0 +1,169 @@
+#include "plan.hpp"
+
+#include <stdexcept>
+
+#include "exact.hpp"
+
+namespace detconv {
+namespace {
+
+// Input copied at a time, per thread: half of a small second-level cache, where it is read once per panel.
+constexpr Index chunk_bytes = 256 << 10;
+// Packed panels kept, per thread: all of them, shared, where they fit; else each thread packs as many at a time for
+// itself.
+constexpr Index panel_bytes = 2 << 20;
+// Outputs of a unit whose samples are joined: as many are kept for each level of the tree.
+constexpr Index joined_outputs = 1 << 16;
+
+}  // namespace
+
+Plan::Plan(const Contraction& contraction, const Execution& execution)
+    : c(contraction),
+      rows(contraction.row_taps, contraction.step.h, contraction.columns.h),
+      columns(contraction.column_taps, contraction.step.w, contraction.columns.w) {
+    terms = c.terms();
+    term_size = c.is_float32 ? 4 : 8;
+    const auto [low_h, high_h] = std::ranges::minmax(c.row_taps);
+    const auto [low_w, high_w] = std::ranges::minmax(c.column_taps);
+    first_tap_h = low_h, first_tap_w = low_w;
+    span_h = high_h - low_h + 1, span_w = high_w - low_w + 1;
+    choose_kernel(execution.kernels);
+    element_size = kernel->accumulator == Accumulator::wide ? 8 : term_size;
+    // contraction.hpp: what is broadcast is stored in the accumulator's type, what is loaded in the terms'.
+    const bool wide = element_size != term_size;
+    image_wide = wide && kernel->side == Side::rows;
+    panel_wide = wide && kernel->side == Side::columns;
+    image_size = image_wide ? 8 : term_size;
+    panel_size = panel_wide ? 8 : term_size;
+    choose_chunks(execution.threads);
+    lay_out();
+    share_work(execution.threads);
+    if (c.certified)
+        gamma =
+            c.is_float32 ? exact::gamma_wide(terms, c.bias != nullptr) : exact::gamma_twofold(terms, c.bias != nullptr);
+}
+
+// Every tap of every column inside the image, columns adjacent, and room to shift a tile that would stick out.
+bool Plan::could_stay_in_place(const TileKernel& k) const {
+    const bool copies_to_double = c.is_float32 && k.accumulator == Accumulator::wide && k.side == Side::rows;
+    return !copies_to_double && c.step.w == 1 && c.image.w == 1 && first_tap_h >= c.image_origin.h &&
+           first_tap_w >= c.image_origin.w &&
+           first_tap_h + (c.columns.h - 1) * c.step.h + span_h <= c.image_origin.h + c.image_size.h &&
+           first_tap_w + c.columns.w - 1 + span_w <= c.image_origin.w + c.image_size.w &&
+           c.columns.h >= k.image_rows() && c.columns.w >= k.columns();
+}
+
+double Plan::cost(const TileKernel& k, bool stays) const {
+    double fused = 0, rounded = 0;
+    for (const Instruction& i : c.program.code) {
+        if (i.op == Op::fused) fused += static_cast<double>(i.end - i.begin);
+        if (i.op == Op::rounded) rounded += static_cast<double>(i.end - i.begin);
+    }
+    const auto tiles = static_cast<double>(divide_up(c.rows, k.rows()) * divide_up(c.columns.h, k.image_rows()) *
+                                           divide_up(c.columns.w, k.columns()));
+    // About 100 cycles a tile and 4 for each of its vectors go into starting, storing and transposing.
+    double cycles = tiles * (fused * k.fused_cycles + rounded * k.rounded_cycles + 100 + 4 * k.vectors * k.broadcasts);
+    if (!stays)
+        cycles += static_cast<double>(c.planes * rows.length(c.columns.h)) *
+                  (20 + 0.3 * static_cast<double>(columns.length(c.columns.w)));
+    return cycles;
+}
+
+void Plan::choose_kernel(const Kernels& kernels) {
+    double best = 0;
+    for (const TileKernel& k : kernels.tiles) {
+        if (k.accumulator != c.accumulator || k.is_float32 != c.is_float32) continue;
+        const bool stays = could_stay_in_place(k);
+        const double estimate = cost(k, stays);
+        if (kernel == nullptr || estimate < best) kernel = &k, in_place = stays, best = estimate;
+    }
+    if (kernel == nullptr) throw std::logic_error("no kernel for this accumulator");
+    if (c.program.depth > 0 && !kernel->joins) throw std::logic_error("these accumulators cannot be joined");
+}
+
+void Plan::choose_chunks(int threads) {
+    const Index tile_h = kernel->image_rows(), tile_w = kernel->columns();
+    auto bytes = [&](Index h, Index w) {
+        return std::min(rows.length(h), rows.taps() * h) * c.planes * std::min(columns.length(w), columns.taps() * w) *
+               image_size;
+    };
+    // Whole rows where a tile's rows fit; narrower where even those are too many bytes.
+    chunk_w = c.columns.w;
+    while (chunk_w > tile_w && bytes(tile_h, chunk_w) > 2 * chunk_bytes)
+        chunk_w = round_up(divide_up(chunk_w, 2), tile_w);
+    chunk_h = std::min(c.columns.h, tile_h);
+    while (chunk_h < c.columns.h && bytes(chunk_h + tile_h, chunk_w) <= chunk_bytes) chunk_h += tile_h;
+    // One row only (a flattened 1x1): columns are what there is to cut.
+    chunks_w = divide_up(c.columns.w, chunk_w);
+    chunks_h = divide_up(c.columns.h, chunk_h);
+    // Equal shares for the threads, unless there are plenty (measured: 56x56 on two threads from 0.98 to 0.85 of
+    // torch).
+    const Index others = c.batches * c.groups;
+    if (threads > 1 && others * chunks_h * chunks_w < 8 * threads && others % threads != 0) {
+        if (c.columns.h >= tile_h * threads)
+            chunks_h = round_up(chunks_h, threads);
+        else if (c.columns.w >= tile_w * threads)
+            chunks_w = round_up(chunks_w, threads);
+    }
+    chunk_h = std::min(c.columns.h, round_up(divide_up(c.columns.h, chunks_h), tile_h));
+    chunk_w = std::min(c.columns.w, round_up(divide_up(c.columns.w, chunks_w), tile_w));
+    chunks_h = divide_up(c.columns.h, chunk_h);
+    chunks_w = divide_up(c.columns.w, chunk_w);
+}
+
+void Plan::lay_out() {
+    copy_h = round_up(chunk_h, kernel->image_rows()), copy_w = round_up(chunk_w, kernel->columns());
+    if (rows.length(copy_h) > rows.taps() * copy_h) rows = rows.apart(c.row_taps);
+    if (columns.length(copy_w) > columns.taps() * copy_w) columns = columns.apart(c.column_taps);
+    pitch = columns.length(copy_w);
+    tile_row_step = in_place ? c.step.h * c.image.h : c.planes * pitch;
+    std::vector<Index> by_term;
+    by_term.reserve(static_cast<std::size_t>(terms));
+    for (Index p = 0; p < c.planes; ++p)
+        for (Index i = 0; i < rows.taps(); ++i)
+            for (Index j = 0; j < columns.taps(); ++j)
+                by_term.push_back(in_place ? p * c.image.plane + c.row_taps[static_cast<std::size_t>(i)] * c.image.h +
+                                                 c.column_taps[static_cast<std::size_t>(j)]
+                                           : (rows.at(i, copy_h) * c.planes + p) * pitch + columns.at(j, copy_w));
+    const auto& sequence = c.program.sequence;
+    if (sequence.empty()) {
+        taps = std::move(by_term);
+    } else {
+        taps.resize(sequence.size());
+        position.resize(sequence.size());
+        for (std::size_t r = 0; r < sequence.size(); ++r) {
+            taps[r] = by_term[static_cast<std::size_t>(sequence[r])];
+            position[static_cast<std::size_t>(sequence[r])] = static_cast<Index>(r);
+        }
+    }
+}
+
+void Plan::share_work(int threads) {
+    const Index width = kernel->rows();
+    panels = divide_up(c.rows, width);
+    panel_elements = checked_multiply(terms, width, "a packed panel");
+    panel_block = round_up(panel_elements * panel_size, 64) + 3 * round_up(width * 8, 64);
+    const bool joins = c.samples > 1;
+    shared_panels =
+        !joins && checked_multiply(panels * c.groups, panel_block, "packed panels") <= panel_bytes * threads;
+    // A unit is a range of panels against a range of chunks: for every chunk, all panels of the range.
+    panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(panel_bytes / panel_block, 1));
+    chunk_parts = shared_panels ? chunks() : 1;
+    if (joins) {
+        const Index outputs = divide_up(panels, panel_parts) * width * chunk_h * chunk_w;
+        chunk_parts = divide_up(chunks(), std::max<Index>(joined_outputs / outputs, 1));
+    }
+    // Where the whole dimension is too few units to feed the threads evenly, the other one is cut as well.
+    auto feed = [&](Index& parts, Index most) {
+        const Index have = panel_parts * chunk_parts * c.groups;
+        if (have >= 2 * threads || have % threads == 0) return;
+        parts = std::min(most, round_up(parts * divide_up(2 * threads, have), threads));
+    };
+    feed(panel_parts, panels);
+    feed(chunk_parts, chunks());
+    units = c.groups * panel_parts * chunk_parts;
+    unit_panels = divide_up(panels, panel_parts);
+    unit_chunks = divide_up(chunks(), chunk_parts);
+}
+
+}  // namespace detconv

@@ -1,0 +1,116 @@
+// What one call decides before it runs: the kernel, the chunks, the layout of copies, the shares of the threads.
+// Nothing in it can change a bit of the result.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "driver.hpp"
+
+namespace detconv {
+
+inline Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
+inline Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
+
+// A rectangle of columns whose taps fall into one copy of the image (or the image itself).
+struct Chunk {
+    Index batch, h, w, height, width;
+};
+
+// One dimension of a chunk's copy. Its positions are laid out in runs: position q of run r holds image coordinate
+// base * step + origin[r] + q * step, so that the columns of a tap lie side by side whatever the step. A dense layout
+// has one run for each residue of the taps modulo the step; where the taps are far apart (dilation), one run a tap is
+// shorter.
+struct Axis {
+    Index step = 1, extra = 0;         // a run has `extra` positions more than the chunk has columns
+    std::vector<Index> origin;         // of each run, in tap coordinates
+    std::vector<Index> run, position;  // of each tap, for the chunk's first column
+
+    Axis(const std::vector<Index>& taps, Index given_step, Index columns) : step(columns > 1 ? given_step : 1) {
+        for (const Index tap : taps) {
+            std::size_t r = 0;
+            while (r < origin.size() && (tap - origin[r]) % step != 0) ++r;
+            if (r == origin.size()) origin.push_back(tap);
+            origin[r] = std::min(origin[r], tap);
+            run.push_back(static_cast<Index>(r));
+        }
+        for (std::size_t i = 0; i < taps.size(); ++i) {
+            position.push_back((taps[i] - origin[static_cast<std::size_t>(run[i])]) / step);
+            extra = std::max(extra, position[i]);
+        }
+    }
+
+    // The same taps, one run each.
+    Axis apart(const std::vector<Index>& taps) const {
+        Axis axis(*this);
+        axis.extra = 0;
+        axis.origin = taps;
+        std::iota(axis.run.begin(), axis.run.end(), Index(0));
+        std::ranges::fill(axis.position, 0);
+        return axis;
+    }
+
+    Index runs() const { return static_cast<Index>(origin.size()); }
+    Index taps() const { return static_cast<Index>(run.size()); }
+    Index run_length(Index columns) const { return columns + extra; }
+    Index length(Index columns) const { return runs() * run_length(columns); }
+    // Where tap i of the first column is, in a copy for so many columns.
+    Index at(Index i, Index columns) const {
+        const auto tap = static_cast<std::size_t>(i);
+        return run[tap] * run_length(columns) + position[tap];
+    }
+};
+
+class Plan {
+public:
+    // Keeps a reference to the contraction.
+    Plan(const Contraction& contraction, const Execution& execution);
+
+    const Contraction& c;
+    const TileKernel* kernel = nullptr;
+    bool in_place = false;
+    Index terms;
+    Index term_size, element_size, image_size, panel_size;  // bytes: of T, of the accumulator, of each operand
+    bool image_wide, panel_wide;
+
+    Index first_tap_h, first_tap_w, span_h, span_w;  // of the window
+    Index chunk_h, chunk_w, chunks_h, chunks_w;
+    Axis rows, columns;           // of a chunk's copy
+    Index copy_h, copy_w, pitch;  // columns it has room for; elements of one of its rows
+    std::vector<Index> taps, position;
+    Index tile_row_step;
+
+    Index panels, panel_elements, panel_block;  // per group; block: bytes of a panel with its bias and bounds
+    bool shared_panels;
+    Index panel_parts, chunk_parts, units;  // per group
+    Index unit_panels, unit_chunks;         // at most, of a unit
+    double gamma = 0;
+
+    Index chunks() const { return c.batches * chunks_h * chunks_w; }
+    Chunk chunk(Index number) const {
+        const Index w = number % chunks_w * chunk_w, h = number / chunks_w % chunks_h * chunk_h;
+        return {number / chunks_w / chunks_h, h, w, std::min(chunk_h, c.columns.h - h),
+                std::min(chunk_w, c.columns.w - w)};
+    }
+
+    // Where the outputs of a panel and a chunk go.
+    Contraction::Output output(Index group, Index panel, Index chunk_number) const {
+        const Chunk at = chunk(chunk_number);
+        Contraction::Output out = c.output;
+        const Index first =
+            at.batch * out.batch + group * out.group + panel * kernel->rows() * out.row + at.h * out.h + at.w * out.w;
+        out.data = static_cast<char*>(out.data) + first * term_size;
+        return out;
+    }
+
+private:
+    bool could_stay_in_place(const TileKernel& k) const;
+    double cost(const TileKernel& k, bool stays) const;
+    void choose_kernel(const Kernels& kernels);
+    void choose_chunks(int threads);
+    void lay_out();
+    void share_work(int threads);
+};
+
+}  // namespace detconv

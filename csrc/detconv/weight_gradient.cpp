@@ -1,0 +1,96 @@
+// Rows are output channels, columns kernel taps, batches input channels, (i, j) output pixels. One sum for each sample,
+// joined by the driver; or, for one sum over all samples, planes are the samples.
+#include <algorithm>
+
+#include "lowering.hpp"
+
+namespace detconv {
+namespace {
+
+// The terms are the pixels (oh, ow) of one sample, or of all of them in turn.
+template <class T>
+void run_over_pixels(Contraction& c, Index samples, const Summation& summation, const Execution& execution,
+                     Rounding rounding) {
+    if (samples == 0) c.planes = 0;  // no sample: a sum of no terms
+    c.samples = std::max<Index>(samples, 1);
+    if (summation.samples() == Samples::sequence) {
+        c.planes = samples, c.samples = 1;
+        c.image.plane = c.image.sample, c.panel.plane = c.panel.sample;
+    }
+    check_terms(c.terms());
+    // The nodes of the tree are of the element type, its root too.
+    c.rounding = summation.samples() == Samples::sequence ? rounding : Rounding::nearest;
+    set_arithmetic<T>(c, summation, lower(summation, c.terms(), false, sizeof(T) == 4), false);
+    run(std::move(c), execution);
+}
+
+}  // namespace
+
+template <class T>
+void weight_gradient(const Convolution& g, const View<const T>& input, const View<const T>& grad_output,
+                     const View<T>& gradient, const Summation& summation, const Execution& execution,
+                     Rounding rounding) {
+    const auto& [xn, xc, xh, xw] = input.strides;
+    const auto& [yn, yo, yh, yw] = grad_output.strides;
+    const auto& [wo, wc, wh, ww] = gradient.strides;
+    const Index channels = g.group_channels();
+
+    Contraction c;
+    c.groups = g.groups;
+    c.rows = g.group_outputs();
+    c.batches = channels;
+    c.planes = 1;
+    c.columns = {g.kernel_height, g.kernel_width};
+    for (Index h = 0; h < g.out_height; ++h) c.row_taps.push_back(h * g.stride.h);
+    for (Index w = 0; w < g.out_width; ++w) c.column_taps.push_back(w * g.stride.w);
+    c.step = g.dilation;
+    c.image_size = {g.height, g.width};
+    c.image_origin = {g.padding.top, g.padding.left};
+    c.image = {.data = input.data, .sample = xn, .batch = xc, .group = channels * xc, .h = xh, .w = xw};
+    c.panel = {.data = grad_output.data, .sample = yn, .group = c.rows * yo, .row = yo, .h = yh, .w = yw};
+    c.output = {.data = gradient.data, .batch = wc, .group = c.rows * wo, .row = wo, .h = wh, .w = ww};
+    const bool padded = g.padding.top > 0 || g.padding.bottom > 0 || g.padding.left > 0 || g.padding.right > 0;
+    if (g.kernel_height == 1 && g.kernel_width == 1 && !padded && summation.samples() == Samples::tree) {
+        // One tap: the input channels are the columns, or a tile would have only one. Planes are rows of pixels.
+        c.batches = 1;
+        c.columns = {1, channels};
+        c.planes = g.out_height;
+        c.row_taps = std::exchange(c.column_taps, {0});
+        c.step = {1, 1};
+        c.image_size = {g.width, channels};
+        c.image.batch = 0, c.image.plane = g.stride.h * xh, c.image.h = xw, c.image.w = xc;
+        c.panel.plane = yh, c.panel.h = yw, c.panel.w = 0;
+        c.output.batch = 0, c.output.h = 0, c.output.w = wc;
+    }
+    run_over_pixels<T>(c, g.samples, summation, execution, rounding);
+}
+
+template <class T>
+void bias_gradient(const View<const T>& grad_output, T* gradient, const Summation& summation,
+                   const Execution& execution, Rounding rounding) {
+    const auto& [samples, channels, height, width] = grad_output.shape;
+    const auto& [yn, yo, yh, yw] = grad_output.strides;
+    const T one = 1;  // the term of a pixel is grad_output * 1
+
+    Contraction c;
+    c.rows = channels;
+    c.planes = 1;
+    c.columns = {1, 1};
+    for (Index h = 0; h < height; ++h) c.row_taps.push_back(h);
+    for (Index w = 0; w < width; ++w) c.column_taps.push_back(w);
+    c.step = {1, 1};
+    c.image_size = {height, width};
+    c.image = {.data = &one};
+    c.panel = {.data = grad_output.data, .sample = yn, .row = yo, .h = yh, .w = yw};
+    c.output = {.data = gradient, .row = 1};
+    run_over_pixels<T>(c, samples, summation, execution, rounding);
+}
+
+template void weight_gradient(const Convolution&, const View<const float>&, const View<const float>&,
+                              const View<float>&, const Summation&, const Execution&, Rounding);
+template void weight_gradient(const Convolution&, const View<const double>&, const View<const double>&,
+                              const View<double>&, const Summation&, const Execution&, Rounding);
+template void bias_gradient(const View<const float>&, float*, const Summation&, const Execution&, Rounding);
+template void bias_gradient(const View<const double>&, double*, const Summation&, const Execution&, Rounding);
+
+}  // namespace detconv

@@ -1,0 +1,296 @@
+#include "worker.hpp"
+
+#include <cmath>
+#include <numeric>
+
+#include "exact.hpp"
+
+namespace detconv {
+namespace {
+
+const char* offset(const void* base, Index elements, Index size) {
+    return static_cast<const char*>(base) + elements * size;
+}
+char* offset(void* base, Index elements, Index size) { return static_cast<char*>(base) + elements * size; }
+
+double read(const void* data, Index index, bool is_float32) {
+    return is_float32 ? static_cast<double>(static_cast<const float*>(data)[index])
+                      : static_cast<const double*>(data)[index];
+}
+
+void write(void* data, Index index, bool is_float32, double value) {
+    if (is_float32)
+        static_cast<float*>(data)[index] = static_cast<float>(value);
+    else
+        static_cast<double*>(data)[index] = value;
+}
+
+}  // namespace
+
+void Worker::pack(Index group, Index sample, Index number, const Panel& panel) const {
+    const int width = kernel_.rows();
+    const Index first = number * width;
+    const int rows = static_cast<int>(std::min<Index>(width, c_.rows - first));
+    const auto nh = static_cast<Index>(c_.row_taps.size()), nw = static_cast<Index>(c_.column_taps.size());
+    const Contraction::Operand& p = c_.panel;
+    const char* const data = offset(p.data, sample * p.sample + group * p.group + first * p.row, plan_.term_size);
+    PanelSource source{data, p.row, 0, 1, plan_.terms, plan_.position.empty() ? nullptr : plan_.position.data(),
+                       rows, width};
+    // The longest pieces that are contiguous: all of a row, a plane of it, a row of the plane, single terms.
+    auto pack_segments = [&](const PanelSource& s) {
+        if (!c_.is_float32)
+            kernels_.pack_double(s, reinterpret_cast<double*>(panel.data));
+        else if (plan_.panel_wide)
+            kernels_.pack_float_wide(s, reinterpret_cast<double*>(panel.data));
+        else
+            kernels_.pack_float(s, reinterpret_cast<float*>(panel.data));
+    };
+    const bool plane_contiguous = (nw == 1 || p.w == 1) && (nh == 1 || p.h == nw * p.w) && (nh * nw == 1 || p.w == 1);
+    if (plane_contiguous && (c_.planes <= 1 || p.plane == nh * nw)) {
+        pack_segments(source);
+    } else if (plane_contiguous && nh * nw > 1) {
+        source.segments = c_.planes, source.segment_terms = nh * nw, source.segment_stride = p.plane;
+        pack_segments(source);
+    } else {
+        for (Index r = 0; r < plan_.terms; ++r) {
+            const Index k = c_.program.sequence.empty() ? r : c_.program.sequence[static_cast<std::size_t>(r)];
+            const Index at = k / (nh * nw) * p.plane + k / nw % nh * p.h + k % nw * p.w;
+            for (int m = 0; m < width; ++m)
+                write(panel.data, r * width + m, plan_.panel_size == 4,
+                      m < rows ? read(data, m * p.row + at, c_.is_float32) : 0.0);
+        }
+    }
+
+    for (int m = 0; m < width; ++m) {
+        double bias = 0;
+        if (c_.bias && m < rows) bias = read(c_.bias, group * c_.bias_group + (first + m) * c_.bias_row, c_.is_float32);
+        write(panel.bias, m, plan_.element_size == 4, bias);
+        if (c_.certified) panel.bias_bound[m] = std::abs(bias) * plan_.gamma;
+    }
+    if (!c_.certified) return;
+    if (!c_.is_float32)
+        kernels_.maxima_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
+    else if (plan_.panel_wide)
+        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
+    else
+        kernels_.square_sums_float(reinterpret_cast<const float*>(panel.data), plan_.terms, width, panel.row_norm);
+    if (c_.is_float32)
+        for (int m = 0; m < width; ++m) panel.row_norm[m] = exact::norm_from_squares(panel.row_norm[m], plan_.terms);
+}
+
+void Worker::load(Index group, Index sample, Index chunk) {
+    if (group == loaded_group_ && sample == loaded_sample_ && chunk == loaded_chunk_) return;
+    chunk_ = plan_.chunk(chunk);
+    if (plan_.in_place) {
+        const Contraction::Operand& i = c_.image;
+        image_ = offset(i.data,
+                        sample * i.sample + chunk_.batch * i.batch + group * i.group +
+                            (chunk_.h * c_.step.h - c_.image_origin.h) * i.h + chunk_.w - c_.image_origin.w,
+                        plan_.term_size);
+    } else {
+        copy_image(group, sample);
+    }
+    if (c_.certified) measure_columns();
+    loaded_group_ = group, loaded_sample_ = sample, loaded_chunk_ = chunk;
+}
+
+// Copies what the chunk's taps read to [row][plane][column], with the padding, the rows and columns as Axis says.
+void Worker::copy_image(Index group, Index sample) {
+    const Contraction::Operand& source = c_.image;
+    const Axis &rows = plan_.rows, &columns = plan_.columns;
+    const Index size = plan_.image_size, height = rows.run_length(plan_.copy_h),
+                width = columns.run_length(plan_.copy_w);
+    const Index row_bytes = c_.planes * plan_.pitch * size;
+    char* const target =
+        image_buffer_.at_least<char>(checked_multiply(rows.length(plan_.copy_h), row_bytes, "the copy of a chunk"));
+    const char* const data = offset(
+        source.data, sample * source.sample + chunk_.batch * source.batch + group * source.group, plan_.term_size);
+    // Positions begin..end of a run lie inside the image; the others, and those beyond the chunk, are +0.
+    struct Inside {
+        Index first, begin, end;
+    };
+    auto inside = [](const Axis& axis, Index r, Index base, Index count, Index origin, Index size_of_image) {
+        const Index first = base * axis.step + axis.origin[static_cast<std::size_t>(r)] - origin;
+        const Index positions = axis.run_length(count);
+        const Index begin = first < 0 ? std::min(divide_up(-first, axis.step), positions) : 0;
+        const Index end = first < size_of_image ? std::min(divide_up(size_of_image - first, axis.step), positions) : 0;
+        return Inside{first, begin, std::max(begin, end)};
+    };
+    for (Index rh = 0; rh < rows.runs(); ++rh) {
+        const Inside in_h = inside(rows, rh, chunk_.h, chunk_.height, c_.image_origin.h, c_.image_size.h);
+        for (Index q = 0; q < height; ++q) {
+            char* const row = target + (rh * height + q) * row_bytes;
+            if (q < in_h.begin || q >= in_h.end) {
+                std::memset(row, 0, static_cast<std::size_t>(row_bytes));
+                continue;
+            }
+            const Index h = in_h.first + q * rows.step;
+            for (Index rw = 0; rw < columns.runs(); ++rw) {
+                const Inside in_w = inside(columns, rw, chunk_.w, chunk_.width, c_.image_origin.w, c_.image_size.w);
+                const Index count = in_w.end - in_w.begin, stride = source.w * columns.step;
+                for (Index p = 0; p < c_.planes; ++p) {
+                    char* const to = row + (p * plan_.pitch + rw * width) * size;
+                    char* const middle = to + in_w.begin * size;
+                    std::memset(to, 0, static_cast<std::size_t>(in_w.begin * size));
+                    std::memset(to + in_w.end * size, 0, static_cast<std::size_t>((width - in_w.end) * size));
+                    if (count == 0) continue;
+                    const Index w = in_w.first + in_w.begin * columns.step;
+                    const char* const from =
+                        offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
+                    if (!c_.is_float32)
+                        kernels_.copy_double(reinterpret_cast<const double*>(from), stride, count,
+                                             reinterpret_cast<double*>(middle));
+                    else if (plan_.image_wide)
+                        kernels_.copy_float_wide(reinterpret_cast<const float*>(from), stride, count,
+                                                 reinterpret_cast<double*>(middle));
+                    else
+                        kernels_.copy_float(reinterpret_cast<const float*>(from), stride, count,
+                                            reinterpret_cast<float*>(middle));
+                }
+            }
+        }
+    }
+    image_ = target;
+}
+
+// Norms of the windows of the chunk's columns: sums over the planes first, then over the taps of the window.
+void Worker::measure_columns() {
+    const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
+    const Index width = round_up(chunk_.width, tile_w), height = round_up(chunk_.height, tile_h);
+    // The image as rows of `length` elements, `planes` of them to be added up; in place it is dense.
+    const bool in_place = plan_.in_place;
+    const Index row_advance = in_place ? c_.step.h : 1;
+    const Index length = in_place ? chunk_.width + plan_.span_w - 1 : plan_.pitch;
+    const Index rows = in_place ? (chunk_.height - 1) * c_.step.h + plan_.span_h : plan_.rows.length(plan_.copy_h);
+    const Index row_stride = in_place ? c_.image.h : c_.planes * plan_.pitch;
+    const Index plane_stride = in_place ? c_.image.plane : plan_.pitch;
+    const char* const first =
+        in_place ? offset(image_, plan_.first_tap_h * c_.image.h + plan_.first_tap_w, plan_.image_size) : image_;
+    double* const sums = squares_buffer_.at_least<double>(rows * length);
+    std::fill_n(sums, rows * length, 0.0);
+    for (Index row = 0; row < rows; ++row) {
+        for (Index p = 0; p < c_.planes; ++p) {
+            const char* const from = offset(first, row * row_stride + p * plane_stride, plan_.image_size);
+            if (!c_.is_float32)
+                kernels_.add_magnitudes_double(reinterpret_cast<const double*>(from), length, sums + row * length);
+            else if (plan_.image_wide)
+                kernels_.add_squares_double(reinterpret_cast<const double*>(from), length, sums + row * length);
+            else
+                kernels_.add_squares_float(reinterpret_cast<const float*>(from), length, sums + row * length);
+        }
+    }
+    // A tile that was shifted to stay inside the image starts before the chunk: room for it on the left and above.
+    norms_pitch_ = width + tile_w;
+    double* const memory = norms_buffer_.at_least<double>((height + tile_h) * norms_pitch_);
+    std::fill_n(memory, (height + tile_h) * norms_pitch_, 0.0);
+    norms_ = memory + tile_h * norms_pitch_ + tile_w;
+    auto norm = [&](double sum, Index additions) {
+        return c_.is_float32 ? exact::norm_from_squares(sum, additions) : exact::norm_from_magnitudes(sum, additions);
+    };
+    // Many taps and few columns (a weight gradient): the windows nearly are the image, and its norm bounds them all.
+    const bool few = plan_.rows.taps() * plan_.columns.taps() > chunk_.height * chunk_.width;
+    const double whole = few ? norm(std::accumulate(sums, sums + rows * length, 0.0), rows * length + c_.planes) : 0;
+    for (Index h = 0; h < chunk_.height; ++h) {
+        double* const norms = norms_ + h * norms_pitch_;
+        if (few) {
+            std::fill_n(norms, chunk_.width, whole);
+            continue;
+        }
+        for (Index i = 0; i < plan_.rows.taps(); ++i)
+            for (Index j = 0; j < plan_.columns.taps(); ++j) {
+                const Index row = in_place ? c_.row_taps[static_cast<std::size_t>(i)] - plan_.first_tap_h
+                                           : plan_.rows.at(i, plan_.copy_h);
+                const Index column = in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
+                                              : plan_.columns.at(j, plan_.copy_w);
+                kernels_.join_double(sums + (h * row_advance + row) * length + column, chunk_.width, norms);
+            }
+        for (Index w = 0; w < chunk_.width; ++w) norms[w] = norm(norms[w], plan_.terms);
+    }
+}
+
+void Worker::multiply(Index number, const Panel& panel, const Contraction::Output& out) {
+    const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
+    const int rows = static_cast<int>(std::min<Index>(kernel_.rows(), c_.rows - number * kernel_.rows()));
+    const bool reads_flags = c_.certified || c_.rescued;
+    bool special_bias = false;
+    if (c_.rescued)
+        for (int m = 0; m < rows; ++m) special_bias |= !std::isfinite(read(panel.bias, m, c_.is_float32));
+    const auto& code = c_.program.code;
+    Tile tile{panel.data,
+              kernel_.rows(),
+              nullptr,
+              plan_.taps.data(),
+              plan_.tile_row_step,
+              code.data(),
+              static_cast<Index>(code.size()),
+              panel.bias,
+              stack_,
+              totals_};
+    for (Index h = 0; h < chunk_.height; h += tile_h) {
+        if (should_stop()) return;
+        // In place, a tile that would stick out of the image is shifted back; the outputs it then shares with another
+        // tile have the same bits and are not stored twice. In a copy there is room for it to stick out.
+        const Index top = plan_.in_place ? std::min(h, c_.columns.h - tile_h - chunk_.h) : h;
+        const int skip_h = static_cast<int>(h - top);
+        for (Index w = 0; w < chunk_.width; w += tile_w) {
+            const Index left = plan_.in_place ? std::min(w, c_.columns.w - tile_w - chunk_.w) : w;
+            const int skip_w = static_cast<int>(w - left);
+            tile.image = offset(image_, top * plan_.tile_row_step + left, plan_.image_size);
+            const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, chunk_.height - h)),
+                                static_cast<int>(std::min(tile_w - skip_w, chunk_.width - w))};
+            if (reads_flags) parallel::Flags::clear();
+            kernel_.run(tile);
+            if (reads_flags) {
+                const parallel::Flags flags = parallel::Flags::read();
+                if (c_.certified) certify(tile, panel, norms_ + top * norms_pitch_ + left, wanted, flags);
+                // Without a NaN among the terms, only an overflow or an infinity makes a total that is not finite; but
+                // an infinite bias that is added last raises no flag.
+                if (c_.rescued && (flags.overflow || flags.invalid || special_bias)) rescue(tile);
+            }
+            kernel_.store({offset(totals_, total_index(0, skip_h, skip_w), plan_.element_size),
+                           offset(out.data, h * out.h + w * out.w, plan_.term_size), out.row, out.h, out.w, rows,
+                           wanted.image_rows, wanted.columns, c_.rounding});
+        }
+    }
+}
+
+void Worker::certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
+                     parallel::Flags flags) {
+    if (!flags.inexact) return;  // sums that were never rounded are exact as they stand (integers, quantised data)
+    // Twofold's error terms are themselves exact only where nothing underflowed or overflowed.
+    const bool sound = c_.is_float32 || !(flags.underflow || flags.overflow || flags.invalid);
+    const bool certain = kernel_.certify(
+        {totals_, plan_.gamma, panel.row_norm, panel.bias_bound, norms, norms_pitch_, c_.rounding, uncertain_});
+    if (sound && certain) return;
+    for (int row = 0; row < wanted.rows; ++row)
+        for (int h = wanted.h; h < wanted.h + wanted.image_rows; ++h)
+            for (int w = wanted.w; w < wanted.w + wanted.columns; ++w) {
+                const Index at = total_index(row, h, w);
+                if (!sound || uncertain_[at]) totals_[at] = recompute(tile, row, h, w);
+            }
+}
+
+double Worker::recompute(const Tile& tile, int row, int h, int w) const {
+    auto sum = [&]<class T>(exact::Superaccumulator<T> accumulator) -> double {
+        const char* const image = offset(tile.image, h * tile.row_step + w, plan_.image_size);
+        for (Index r = 0; r < plan_.terms; ++r)
+            accumulator.add_product(
+                static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.panel_size == 4)),
+                static_cast<T>(read(image, tile.taps[r], plan_.image_size == 4)));
+        accumulator.add(static_cast<T>(read(tile.bias, row, plan_.element_size == 4)));
+        return accumulator.rounded(c_.rounding);
+    };
+    return c_.is_float32 ? sum(exact::Superaccumulator<float>()) : sum(exact::Superaccumulator<double>());
+}
+
+void Worker::rescue(Tile tile) {
+    tile.code = c_.rescue.code.data();
+    tile.code_size = static_cast<Index>(c_.rescue.code.size());
+    tile.totals = rescued_;
+    kernel_.rescue(tile);
+    for (int i = 0; i < kernel_.outputs(); ++i)
+        if (!std::isfinite(read(totals_, i, c_.is_float32)))
+            write(totals_, i, c_.is_float32, read(rescued_, i, c_.is_float32));
+}
+
+}  // namespace detconv

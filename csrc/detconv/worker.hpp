@@ -1,0 +1,114 @@
+// One thread's share of a call: it packs panels, copies chunks and runs tiles.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "parallel.hpp"
+#include "plan.hpp"
+
+namespace detconv {
+
+// 64-byte aligned memory that grows and is reused. New memory is +0.
+class Buffer {
+public:
+    template <class T>
+    T* at_least(Index count) {
+        const auto bytes =
+            static_cast<std::size_t>(round_up(checked_multiply(count, sizeof(T), "scratch memory"), 64) + 64);
+        if (bytes > size_) {
+            memory_.reset(std::aligned_alloc(64, bytes));
+            if (!memory_) {
+                size_ = 0;
+                throw std::bad_alloc();
+            }
+            std::memset(memory_.get(), 0, bytes);
+            size_ = bytes;
+        }
+        return static_cast<T*>(memory_.get());
+    }
+
+private:
+    struct Free {
+        void operator()(void* p) const { std::free(p); }
+    };
+    std::unique_ptr<void, Free> memory_;
+    std::size_t size_ = 0;
+};
+
+// A packed panel, and behind it the bias and the error bounds of its rows.
+struct Panel {
+    char* data;
+    void* bias;  // in the accumulator's type
+    double *row_norm, *bias_bound;
+
+    Panel(void* block, const Plan& plan)
+        : data(static_cast<char*>(block)),
+          bias(data + round_up(plan.panel_elements * plan.panel_size, 64)),
+          row_norm(static_cast<double*>(bias) + round_up(plan.kernel->rows(), 8)),
+          bias_bound(row_norm + round_up(plan.kernel->rows(), 8)) {}
+};
+
+// The outputs of a tile that are wanted: rows from 0, columns from (h, w).
+struct Wanted {
+    int rows, h, w, image_rows, columns;
+};
+
+// One thread's share of a call.
+class Worker {
+public:
+    Worker(const Plan& plan, const Kernels& kernels, parallel::Control& control, int thread)
+        : plan_(plan), c_(plan.c), kernel_(*plan.kernel), kernels_(kernels), control_(control), thread_(thread) {
+        const Index outputs = 2 * kernel_.outputs();  // Twofold has two parts
+        totals_ = totals_buffer_.at_least<double>(outputs);
+        if (c_.rescued) rescued_ = rescue_buffer_.at_least<double>(outputs);
+        stack_ = stack_buffer_.at_least<double>(std::max(c_.program.depth, c_.rescue.depth) * outputs);
+        if (c_.certified) uncertain_ = uncertain_buffer_.at_least<std::uint8_t>(outputs);
+    }
+
+    Panel private_panel(Index number) {
+        return {panel_buffer_.at_least<char>(plan_.unit_panels * plan_.panel_block) + number * plan_.panel_block,
+                plan_};
+    }
+    void pack(Index group, Index sample, Index number, const Panel& panel) const;
+    void load(Index group, Index sample, Index chunk);  // the image of a chunk, if it is not the one at hand
+    // The outputs of a panel and the loaded chunk, written relative to `output`, their own first row and column.
+    void multiply(Index number, const Panel& panel, const Contraction::Output& output);
+    bool should_stop() { return control_.should_stop(thread_ == 0); }
+
+    const Chunk& chunk() const { return chunk_; }
+
+private:
+    void copy_image(Index group, Index sample);
+    void measure_columns();
+    // Makes the totals of a tile the exact sums rounded once; only the wanted outputs count.
+    void certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
+                 parallel::Flags flags);
+    double recompute(const Tile& tile, int row, int h, int w) const;
+    void rescue(Tile tile);
+    Index total_index(int row, int h, int w) const {
+        return kernel_.side == Side::rows ? (Index(h) * kernel_.per_row + w) * kernel_.rows() + row
+                                          : Index(row) * kernel_.vectors * kernel_.lanes + h * kernel_.columns() + w;
+    }
+
+    const Plan& plan_;
+    const Contraction& c_;
+    const TileKernel& kernel_;
+    const Kernels& kernels_;
+    parallel::Control& control_;
+    const int thread_;
+    Buffer image_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_, uncertain_buffer_,
+        squares_buffer_, norms_buffer_;
+    double *totals_, *rescued_ = nullptr, *stack_;
+    std::uint8_t* uncertain_ = nullptr;
+
+    Index loaded_group_ = -1, loaded_sample_ = -1, loaded_chunk_ = -1;
+    Chunk chunk_{};
+    const char* image_ = nullptr;  // where the chunk's first column reads a tap of 0
+    double* norms_ = nullptr;      // of the chunk's columns
+    Index norms_pitch_ = 0;
+};
+
+}  // namespace detconv
