@@ -21,12 +21,18 @@ public:
 
 private:
     [[noreturn]] void fail(const std::string& what) const {
+        // Columns and the excerpt go by characters: text may be UTF-8, whose later bytes are 10xxxxxx.
+        auto starts = [&](std::size_t i) { return i >= text_.size() || (text_[i] & 0xc0) != 0x80; };
         constexpr std::size_t shown = 30;  // a revealed order can be a page long
-        const std::size_t from = at_ > shown ? at_ - shown : 0;
-        std::string excerpt(text_.substr(from, 2 * shown));
+        std::size_t from = at_ > shown ? at_ - shown : 0, to = std::min(at_ + shown, text_.size());
+        while (!starts(from)) --from;
+        while (!starts(to)) ++to;
+        std::size_t column = 1;
+        for (std::size_t i = 0; i < at_; ++i) column += starts(i) ? 1 : 0;
+        std::string excerpt(text_.substr(from, to - from));
         if (from > 0) excerpt.insert(0, "...");
-        if (from + 2 * shown < text_.size()) excerpt += "...";
-        throw InvalidArgument("order: " + what + " at column " + std::to_string(at_ + 1) + " of \"" + excerpt + '"');
+        if (to < text_.size()) excerpt += "...";
+        throw InvalidArgument("order: " + what + " at column " + std::to_string(column) + " of \"" + excerpt + '"');
     }
 
     void skip_space() {

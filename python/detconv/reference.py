@@ -42,6 +42,7 @@ def conv2d(
     groups: int = 1,
     *,
     summation: Summation | str = "pairwise",
+    half: str | None = None,
 ) -> Array:
     """Two-dimensional cross-correlation, as `torch.nn.functional.conv2d`, summed as `summation` says.
 
@@ -49,6 +50,9 @@ def conv2d(
     padding: zeros on both sides; or "valid", none; or "same", with stride 1: the output is as large as the input, and
     of an odd number of zeros the odd one is at the bottom and right. Returns (N, O, OH, OW) or (O, OH, OW); without
     input channels O is 0, as in torch. Raises TypeError for the dtype, ValueError for any other argument.
+
+    half: "float16" or "bfloat16": the arrays, of dtype float32, hold numbers of that type, which are summed as float32;
+    so does the result, to which the total is rounded once. The same for the other passes.
     """
     _check_dtypes(input=input, weight=weight, bias=bias)
     layer = _layer({"input": input.shape, "weight": weight.shape}, stride, padding, dilation, groups)
@@ -57,7 +61,7 @@ def conv2d(
         weight, bias = weight[:0], None
     terms, lanes = forward_terms(_padded(input, layer), weight, layer)
     zero = np.zeros(lanes, input.dtype)
-    return contract(terms, weight.shape[1:], bias, zero, Summation.of(summation)).reshape(layer.output)
+    return contract(terms, weight.shape[1:], bias, zero, Summation.of(summation), half).reshape(layer.output)
 
 
 def conv2d_input(
@@ -70,6 +74,7 @@ def conv2d_input(
     groups: int = 1,
     *,
     summation: Summation | str = "pairwise",
+    half: str | None = None,
 ) -> Array:
     """The gradient of conv2d by its input, as `torch.nn.grad.conv2d_input`, summed as `summation` says.
 
@@ -90,7 +95,7 @@ def conv2d_input(
     layer = _layer({"input_size": input_size, "weight": weight.shape}, stride, padding, dilation, groups)
     _check_grad_output(grad_output, layer)
     weight = weight[: grad_output.shape[-3]]  # none, without input channels
-    return _input_gradient(tuple(input_size), weight, grad_output, None, layer, Summation.of(summation))
+    return _input_gradient(tuple(input_size), weight, grad_output, None, layer, Summation.of(summation), half)
 
 
 def conv2d_weight(
@@ -103,6 +108,7 @@ def conv2d_weight(
     groups: int = 1,
     *,
     summation: Summation | str = "pairwise",
+    half: str | None = None,
 ) -> Array:
     """The gradient of conv2d by its weight, as `torch.nn.grad.conv2d_weight`, summed as `summation` says.
 
@@ -118,10 +124,10 @@ def conv2d_weight(
     layer = _layer({"input": input.shape, "weight_size": weight_size}, stride, padding, dilation, groups)
     _check_grad_output(grad_output, layer)
     terms, lanes = weight_terms(_padded(input, layer), _batched(grad_output), weight_size, layer)
-    return join_samples(terms, np.zeros(lanes, input.dtype), Summation.of(summation)).reshape(weight_size)
+    return join_samples(terms, np.zeros(lanes, input.dtype), Summation.of(summation), half).reshape(weight_size)
 
 
-def conv2d_bias(grad_output: Array, *, summation: Summation | str = "pairwise") -> Array:
+def conv2d_bias(grad_output: Array, *, summation: Summation | str = "pairwise", half: str | None = None) -> Array:
     """The gradient of conv2d by its bias, summed as `summation` says.
 
     grad_output: (N, O, OH, OW) or (O, OH, OW), float32 or float64. Returns (O,). The terms of the element o are
@@ -136,7 +142,7 @@ def conv2d_bias(grad_output: Array, *, summation: Summation | str = "pairwise") 
     samples, height, width, channels = values.shape
     one = np.ones((samples, channels), grad_output.dtype)
     terms = [(values[:, p, q], one) for p, q in np.ndindex(height, width)]
-    return join_samples(terms, np.zeros_like(one), Summation.of(summation))
+    return join_samples(terms, np.zeros_like(one), Summation.of(summation), half)
 
 
 def conv_transpose2d(
@@ -150,6 +156,7 @@ def conv_transpose2d(
     dilation: int | Pair = 1,
     *,
     summation: Summation | str = "pairwise",
+    half: str | None = None,
 ) -> Array:
     """Transposed convolution, as `torch.nn.functional.conv_transpose2d`, summed as `summation` says.
 
@@ -180,18 +187,24 @@ def conv_transpose2d(
         raise ValueError(f"padding: {padding} leaves an output of {height} x {width}, must be at least 1 x 1")
     output = (*input.shape[:-3], groups * group_outputs, height, width)
     layer = Layer(stride, dilation, ((padding[0],) * 2, (padding[1],) * 2), groups, input.shape)
-    return _input_gradient(output, weight, input, bias, layer, Summation.of(summation))
+    return _input_gradient(output, weight, input, bias, layer, Summation.of(summation), half)
 
 
 def _input_gradient(
-    size: tuple[int, ...], weight: Array, grad_output: Array, bias: Array | None, layer: Layer, rule: Summation
+    size: tuple[int, ...],
+    weight: Array,
+    grad_output: Array,
+    bias: Array | None,
+    layer: Layer,
+    rule: Summation,
+    half: str | None,
 ) -> Array:
     """One contraction a phase; size: of the result; bias: as `contract` takes it."""
     *_, height, width = size
     lanes = len(_batched(grad_output)), layer.groups, weight.shape[1], height, width
     gradient: Array = np.zeros(lanes, weight.dtype)
     for pixels, terms, extents in input_phases(_batched(grad_output), weight, (height, width), layer):
-        gradient[pixels] = contract(terms, extents, bias, gradient[pixels], rule)
+        gradient[pixels] = contract(terms, extents, bias, gradient[pixels], rule, half)
     return gradient.reshape(size)
 
 
@@ -278,11 +291,19 @@ def weight_terms(
 
 
 @np.errstate(all="ignore")
-def contract(terms: Terms, extents: Sequence[int], bias: Array | None, zero: Array, rule: Summation) -> Array:
+def contract(
+    terms: Terms,
+    extents: Sequence[int],
+    bias: Array | None,
+    zero: Array,
+    rule: Summation,
+    half: str | None = None,
+) -> Array:
     """The sum of the terms and the bias in every lane, as `rule` says: one branch a method.
 
     terms: in the loops c,kh,kw, whose lengths are `extents`; bias: broadcasts to the lanes; zero: +0 of type T in every
-    lane. A NaN result is the canonical quiet NaN, and a zero result is +0.
+    lane; half: the type to which the total is rounded, if it is not T. A NaN result is the canonical quiet NaN, and a
+    zero result is +0.
     """
     # The bias is the term b * 1: fma(b, 1, s) and s + b * 1 both are s + b.
     bias_terms = [] if bias is None else [(bias, np.ones_like(bias))]
@@ -304,29 +325,31 @@ def contract(terms: Terms, extents: Sequence[int], bias: Array | None, zero: Arr
                 total = kahan(all_terms, zero, fused)
                 total = np.where(np.isfinite(total), total, naive(all_terms, zero, fused))
             case "fp64":
-                total = naive(all_terms, zero.astype(np.float64), fused=True).astype(zero.dtype)
+                total = naive(all_terms, zero.astype(np.float64), fused=True)
             case "exact":
-                total = exact(all_terms, zero)
+                total = exact(all_terms, zero, half)
             case _:
                 raise ValueError(f"summation: method {rule.method!r} is not specified")
-    return canonical(total)
+    return canonical(rounded(total, half).astype(zero.dtype))
 
 
 @np.errstate(all="ignore")
-def join_samples(terms: Terms, zero: Array, rule: Summation) -> Array:
+def join_samples(terms: Terms, zero: Array, rule: Summation, half: str | None) -> Array:
     """The sum of the terms over the samples too, which are the first axis of the lanes, as `rule.samples` says.
 
     terms: over a sample's grid, row by row, whatever loops `rule.order` names: c, kh and kw do not occur. "tree": the
     terms of every sample are summed by the method and rounded to T (so Kahan's naive fallback and the one rounding of
     exact and fp64 are those of a sample), and these sums are added in T in the tree of `join`. "sequence": the terms of
     all samples, one sample after the other, are one sum. An explicit order numbers the terms of one sample, or of all.
-    Without samples the sum is +0. NaN and zero are as in `contract`.
+    Without samples the sum is +0. NaN, zero and half are as in `contract`; the sums of the samples stay in T.
     """
     if rule.samples == "sequence":
         terms = [(w[n : n + 1], x[n : n + 1]) for n in range(len(zero)) for w, x in terms]
         zero = zero[:1]
-    totals = contract(terms, (len(terms), 1, 1), None, zero, rule)
-    return canonical(join([*totals] or [np.zeros(zero.shape[1:], zero.dtype)]))  # inf - inf is a NaN of some sign
+    whole = half if rule.samples == "sequence" else None
+    totals = contract(terms, (len(terms), 1, 1), None, zero, rule, whole)
+    total = join([*totals] or [np.zeros(zero.shape[1:], zero.dtype)])
+    return canonical(rounded(total, half).astype(zero.dtype))  # inf - inf is a NaN of some sign
 
 
 def canonical(total: Array) -> Array:
@@ -451,8 +474,8 @@ def fma(w: Array, x: Array, s: Array) -> Array:
     return to_odd.astype(s.dtype)
 
 
-def exact(terms: Terms, s: Array) -> Array:
-    """s and all terms summed exactly, then rounded once to T, the type of all of them.
+def exact(terms: Terms, s: Array, half: str | None = None) -> Array:
+    """s and all terms summed exactly, then rounded once to T, the type of all of them, or to the half type.
 
     Every finite number of T is a multiple of the smallest subnormal, 2**unit, so the sum is an integer times
     2**(2*unit). Terms with an infinity or a NaN are summed apart, by IEEE addition, and prevail.
@@ -464,8 +487,30 @@ def exact(terms: Terms, s: Array) -> Array:
     for w, x in terms:
         total = total + _integers(w, unit) * _integers(x, unit)
         special = special + np.where(np.isfinite(w) & np.isfinite(x), 0.0, w * x)
-    rounded = np.frompyfunc(lambda n: round_to(info, n, 2 * unit), 1, 1)(total).astype(s.dtype)
-    return np.where(special == 0, rounded, special)
+    target = info if half is None else HALF[half]
+    nearest = np.frompyfunc(lambda n: round_to(target, n, 2 * unit), 1, 1)(total).astype(s.dtype)
+    return np.where(special == 0, nearest, special)
+
+
+class Format(NamedTuple):
+    """A binary floating-point format; the fields are those of np.finfo."""
+
+    nmant: int
+    minexp: int
+    maxexp: int
+
+
+HALF = {"float16": Format(10, -14, 16), "bfloat16": Format(7, -126, 128)}
+
+
+def rounded(total: Array, half: str | None) -> Array:
+    """The numbers rounded once to the half type, if there is one."""
+    if half is None:
+        return total
+    info = np.finfo(total.dtype)
+    unit = int(info.minexp - info.nmant)
+    nearest = np.frompyfunc(lambda n: round_to(HALF[half], n, unit), 1, 1)(_integers(total, unit))
+    return np.where(np.isfinite(total), nearest.astype(total.dtype), total)
 
 
 def _integers(a: Array, unit: int) -> Array:
@@ -478,7 +523,7 @@ def _integers(a: Array, unit: int) -> Array:
     return np.asarray(np.frompyfunc(multiple, 1, 1)(np.where(np.isfinite(a), a, 0.0).astype(object)))
 
 
-def round_to(info: np.finfo[Any], n: int, unit: int) -> float:
+def round_to(info: np.finfo[Any] | Format, n: int, unit: int) -> float:
     """n * 2**unit rounded to the type that info describes: nearest, ties to even, with subnormals and overflow."""
     # How many of the lowest bits of n go: those beyond the precision, and those below the smallest subnormal.
     drop = max(n.bit_length() - (info.nmant + 1), info.minexp - info.nmant - unit, 0)
