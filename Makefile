@@ -15,13 +15,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test bench lint format types symbols wheel sanitize test-emulated clean
+.PHONY: demo test experiment bench lint format types symbols wheel sanitize test-emulated clean
 
 demo: $(VENV)/package
 	detconv demo $(ARGS)
 
-test: $(VENV)/package
-	python -m pytest $(ARGS)
+test: $(VENV)/package $(VENV)/pretrained
+	DETCONV_PRETRAINED=$(VENV)/pretrained python -m pytest $(ARGS)
+
+experiment: $(VENV)/package
+	python -m pip install --quiet 'detconv[examples]'
+	python examples/forum_experiment.py $(ARGS)
 
 bench: $(VENV)/package
 	python bench/layers.py $(ARGS)
@@ -69,6 +73,10 @@ $(VENV)/torch:
 $(VENV)/package: $(VENV)/torch $(SOURCES)
 	python -m pip install --quiet '.[torch,plot,test]'
 	touch $@
+
+# A model that someone else trained, read from its wheel; the package itself asks for an older torch.
+$(VENV)/pretrained: | $(VENV)/torch
+	python -m pip download --quiet --no-deps --dest $@ facenet-pytorch==2.6.0
 
 $(VENV)/tools: pyproject.toml | $(VENV)/package
 	python -m pip install --quiet 'detconv[dev]'

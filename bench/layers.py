@@ -146,7 +146,7 @@ def main() -> None:
     detconv.set_num_threads(options.threads)
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     info = detconv.build_info()
-    print(f"detconv {info['version']} {info['instruction_set']}, torch {torch.__version__}, {options.threads} thread(s)")
+    print(f"detconv {info['version']} {info['instruction_set']}, torch {torch.__version__}, threads: {options.threads}")
     print("time divided by torch's; torch in ms and GFLOP/s")
     for which in passes:
         print(f"\n{which:14}{'torch ms':>10}{'GFLOP/s':>9}" + "".join(f"{m:>10}" for m in methods))

@@ -108,13 +108,14 @@ def plot(runs: list[Run], path: Path) -> None:
             label = f"{convolutions}, {run.threads} thread{'s' if run.threads > 1 else ''}, run {run.repeat}"
             axes.semilogy(range(1, len(drift) + 1), drift, style, color=color, label=label, alpha=0.8)
     axes.axhline(smallest, color="0.8", linewidth=0.8, zorder=0)
-    axes.annotate("no difference in any bit", (1, smallest), (0, 4), textcoords="offset points", color="0.4", fontsize=9)
+    below = {"textcoords": "offset points", "color": "0.4", "fontsize": 9}
+    axes.annotate("no difference in any bit", (20, smallest), (0, 5), **below)
     axes.set(
         xlabel="training step",
         ylabel="distance of the weights from run 1 on 1 thread\n(relative to their norm)",
         title="The same training, again and on more threads",
     )
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, ncols=2, loc="center right")
     figure.savefig(path, dpi=150)
 
 
@@ -135,7 +136,7 @@ def main() -> int:
             progress.set_description(f"{run.convolutions}, {run.threads} thread(s)")
             train(run, options.epochs, progress)
 
-    print(f"\n{'convolutions':14}{'threads':>7}{'run':>5}   {'SHA-256 of the weights':24}{'test loss':>12}{'accuracy':>10}")
+    print(f"\n{'convolutions':14}{'threads':>7}{'run':>5}   {'SHA-256 of the weights':24}{'loss':>12}{'accuracy':>10}")
     for run in runs:
         print(
             f"{run.convolutions:14}{run.threads:7}{run.repeat:5}   {run.sha256[:20] + '...':24}"
@@ -144,7 +145,7 @@ def main() -> int:
     hashes = {kind: {r.sha256 for r in runs if r.convolutions == kind} for kind in ("torch", "detconv")}
     print()
     for kind, different in hashes.items():
-        print(f"{kind}: {len(different)} different set{'s' if len(different) > 1 else ''} of weights in {len(runs) // 2} runs")
+        print(f"{kind}: {len(runs) // 2} runs ended with {len(different)} different set(s) of weights")
     plot(runs, options.plot)
     print(f"How far the runs drift apart: {options.plot}")
     return 0 if len(hashes["detconv"]) == 1 else 1

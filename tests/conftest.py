@@ -7,7 +7,7 @@ from hypothesis import settings
 # Threads that wait give up the processor: on a busy machine the suite takes a third of the time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import detconv  # noqa: E402
+import detconv
 
 # A slow example is no failure on a shared machine; CI draws the same examples every time.
 settings.register_profile("detconv", deadline=None, print_blob=True, derandomize="CI" in os.environ)

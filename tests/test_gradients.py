@@ -54,7 +54,7 @@ def test_every_pass_is_the_references(call: Pass, summation: str, layout: str) -
 
 
 def calls(dtype: type, batch: int = 5, kind: str = "uniform") -> dict[str, Pass]:
-    """One call of each pass for several layers: kernels of 9, 25 and 1 taps, strides, groups, depthwise, many channels."""
+    """One call of each pass for several layers: 9, 25 and 1 taps, strides, groups, depthwise, many channels."""
     found = {}
     for number, (input_shape, weight_shape, geometry) in enumerate(
         [
