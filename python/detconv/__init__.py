@@ -23,17 +23,25 @@ except ImportError as error:
 
 from detconv import testing
 from detconv.config import build_info, get_num_threads, set_num_threads, show_config
-from detconv.functional import conv2d
+from detconv.functional import conv2d, conv2d_bias, conv2d_input, conv2d_weight, conv_transpose2d
 from detconv.summation import Summation
 
 if TYPE_CHECKING:
+    from detconv import nn as nn
     from detconv import reference as reference
+    from detconv.torch.convert import convert as convert
+    from detconv.torch.hashing import weights_sha256 as weights_sha256
+    from detconv.torch.override import override as override
 
 __all__ = [
     "Summation",
     "__version__",
     "build_info",
     "conv2d",
+    "conv2d_bias",
+    "conv2d_input",
+    "conv2d_weight",
+    "conv_transpose2d",
     "get_num_threads",
     "reference",
     "set_num_threads",
@@ -44,11 +52,23 @@ __all__ = [
 __version__ = _core.__version__
 
 
+# What only some need, and where it is: the modules below import torch, or take their time.
+_LATER = {
+    "convert": "detconv.torch.convert",
+    "nn": "detconv",
+    "override": "detconv.torch.override",
+    "reference": "detconv",
+    "weights_sha256": "detconv.torch.hashing",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "reference":  # only those who check need it
-        return import_module("detconv.reference")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _LATER[name] == __name__:
+        return import_module(f"{__name__}.{name}")
+    return getattr(import_module(_LATER[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_LATER})

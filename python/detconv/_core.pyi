@@ -1,9 +1,10 @@
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
 # What a call may be given is checked by the engine itself, which names the argument at fault.
-_Pair: TypeAlias = int | tuple[int, int]
+_Pair: TypeAlias = int | Sequence[int]
 
 __version__: str
 
@@ -37,6 +38,46 @@ def conv2d(
     groups: int,
     summation: Summation,
     channels_last: bool = False,
+    to_odd: bool = False,
+) -> NDArray[Any]: ...
+def conv2d_input(
+    input_size: Sequence[int],
+    weight: NDArray[Any],
+    grad_output: NDArray[Any],
+    stride: _Pair,
+    padding: _Pair | str,
+    dilation: _Pair,
+    groups: int,
+    summation: Summation,
+    channels_last: bool = False,
+    to_odd: bool = False,
+) -> NDArray[Any]: ...
+def conv2d_weight(
+    input: NDArray[Any],
+    weight_size: Sequence[int],
+    grad_output: NDArray[Any],
+    stride: _Pair,
+    padding: _Pair | str,
+    dilation: _Pair,
+    groups: int,
+    summation: Summation,
+    channels_last: bool = False,
+    to_odd: bool = False,
+) -> NDArray[Any]: ...
+def conv2d_bias(grad_output: NDArray[Any], summation: Summation, to_odd: bool = False) -> NDArray[Any]: ...
+def narrow(array: NDArray[Any], dtype: str) -> NDArray[Any]: ...
+def conv_transpose2d(
+    input: NDArray[Any],
+    weight: NDArray[Any],
+    bias: NDArray[Any] | None,
+    stride: _Pair,
+    padding: _Pair,
+    output_padding: _Pair,
+    groups: int,
+    dilation: _Pair,
+    summation: Summation,
+    channels_last: bool = False,
+    to_odd: bool = False,
 ) -> NDArray[Any]: ...
 def build_info() -> dict[str, object]: ...
 def set_num_threads(n: int) -> None: ...

@@ -56,12 +56,12 @@ def library_of(arrays: Mapping[str, object]) -> Library:
     """The one library that all arguments, by name, belong to, which has checked them.
 
     Raises:
-        TypeError: an argument is no array, not on the CPU, of another library than the first, or more than its elements.
-        ValueError: a tensor takes part in forward-mode differentiation.
+        TypeError: an argument is no array, not on the CPU, of another library than the first, or not only elements.
+        ValueError: a tensor carries a tangent.
     """
     library: Library | None = None
     for argument, value in arrays.items():
-        own = _library(argument, value)
+        own = KNOWN.get(type(value)) or _library(argument, value)
         if library is None:
             library = own
         elif own != library:
@@ -150,6 +150,10 @@ class DLPack:
 
     def operator(self, name: str, arrays: Collection[Any]) -> None:
         return None
+
+
+# Types whose library needs no search; torch's are added when its part of detconv is imported.
+KNOWN: dict[type, Library] = {np.ndarray: NumPy()}
 
 
 def name_of(kind: type) -> str:

@@ -1,7 +1,9 @@
-"""The convolution that users call: their arrays in, their kind of array out, the engine in between."""
+"""The convolution that users call, and its gradients: their arrays in, their kind of array out, the engine between."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from numpy import ndarray
@@ -10,6 +12,15 @@ from detconv import _core, arrays
 from detconv.summation import Summation
 
 AnyArray = TypeVar("AnyArray", bound=arrays.Array)
+
+# Where the arrays stand among the arguments of each of the engine's functions.
+_ARRAYS = {
+    "conv2d": {0: "input", 1: "weight", 2: "bias"},
+    "conv2d_input": {1: "weight", 2: "grad_output"},
+    "conv2d_weight": {0: "input", 2: "grad_output"},
+    "conv2d_bias": {0: "grad_output"},
+    "conv_transpose2d": {0: "input", 1: "weight", 2: "bias"},
+}
 
 
 def conv2d(
@@ -27,6 +38,9 @@ def conv2d(
 
     Every output is the sum of its K = (C / groups) * KH * KW products in the order and arithmetic that ``summation``
     says, so the bits depend on nothing else: not on threads, instruction set, batch, memory layout or machine.
+
+    torch tensors that require a gradient get one, by ``conv2d_input``, ``conv2d_weight`` and ``conv2d_bias`` with the
+    same summation; or with ``"naive"`` where it is an explicit order, which numbers the terms of the forward sums only.
 
     Args:
         input: (N, C, H, W) or, unbatched, (C, H, W); float32 or float64. A NumPy array, a CPU torch tensor or an
@@ -47,23 +61,152 @@ def conv2d(
         come back channels_last where torch's own conv2d would give that.
 
     Raises:
-        ValueError: sizes that do not fit, a summation that is none, a tensor that requires a gradient.
+        ValueError: sizes that do not fit, a summation that is none, a tensor with a tangent.
         TypeError: an argument of the wrong type or element type, on another device, or of another library.
     """
-    program = Summation.of(summation)._compiled
-    given: tuple[Any, Any, Any] = input, weight, bias
     if type(input) is ndarray and type(weight) is ndarray and (bias is None or type(bias) is ndarray):
+        given: tuple[Any, Any, Any] = input, weight, bias
+        program = Summation.of(summation)._compiled
         return cast("AnyArray", _core.conv2d(*given, stride, padding, dilation, groups, program))
-    library = arrays.library_of(*given)
-    output = _core.conv2d(
-        library.to_numpy("input", input),
-        library.to_numpy("weight", weight),
-        None if bias is None else library.to_numpy("bias", bias),
-        stride,
-        padding,
-        dilation,
-        groups,
-        program,
-        library.wants_channels_last(input, weight),
-    )
-    return cast("AnyArray", library.from_numpy(output))
+    arguments = input, weight, bias, stride, padding, dilation, groups, summation
+    return cast("AnyArray", _call("conv2d", *arguments))
+
+
+def conv2d_input(
+    input_size: Sequence[int],
+    weight: AnyArray,
+    grad_output: AnyArray,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    summation: Summation | str = "pairwise",
+) -> AnyArray:
+    """Gradient of ``conv2d`` by its input: the counterpart of ``torch.nn.grad.conv2d_input`` with fixed bits.
+
+    Every element is one sum, over the output channels of its group and the kernel's taps that meet the output at it.
+
+    Args:
+        input_size: shape of the input, (N, C, H, W) or (C, H, W).
+        weight: (O, C / groups, KH, KW).
+        grad_output: gradient of the output, of its shape.
+        stride, padding, dilation, groups: those of ``conv2d``.
+        summation: as for ``conv2d``; the output channels take the place of ``c`` in its order.
+
+    Returns:
+        A new array of shape input_size, as ``conv2d`` returns one.
+
+    Raises:
+        ValueError, TypeError: as ``conv2d``.
+    """
+    arguments = input_size, weight, grad_output, stride, padding, dilation, groups, summation
+    return cast("AnyArray", _call("conv2d_input", *arguments))
+
+
+def conv2d_weight(
+    input: AnyArray,
+    weight_size: Sequence[int],
+    grad_output: AnyArray,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    summation: Summation | str = "pairwise",
+) -> AnyArray:
+    """Gradient of ``conv2d`` by its weight: the counterpart of ``torch.nn.grad.conv2d_weight`` with fixed bits.
+
+    Every element is one sum per sample over the output's pixels, and the samples are joined by a binary tree over
+    their index: the gradient of a batch is the sum of those of its halves, to the bit, where these have equal sizes
+    that are powers of two. With ``samples=sequence`` it is one sum over all samples and pixels.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        weight_size: shape of the weight, (O, C / groups, KH, KW).
+        grad_output: gradient of the output, of its shape.
+        stride, padding, dilation, groups: those of ``conv2d``.
+        summation: as for ``conv2d``. The pixels have one sequence only, so a permutation of ``c,kh,kw`` plays no part.
+
+    Returns:
+        A new array of shape weight_size, as ``conv2d`` returns one.
+
+    Raises:
+        ValueError, TypeError: as ``conv2d``.
+    """
+    arguments = input, weight_size, grad_output, stride, padding, dilation, groups, summation
+    return cast("AnyArray", _call("conv2d_weight", *arguments))
+
+
+def conv2d_bias(grad_output: AnyArray, *, summation: Summation | str = "pairwise") -> AnyArray:
+    """Gradient of ``conv2d`` by its bias: the sum of grad_output over samples and pixels, as ``conv2d_weight`` sums.
+
+    Args:
+        grad_output: (N, O, OH, OW) or (O, OH, OW).
+        summation: as for ``conv2d_weight``.
+
+    Returns:
+        A new array of shape (O,).
+
+    Raises:
+        ValueError, TypeError: as ``conv2d``.
+    """
+    return cast("AnyArray", _call("conv2d_bias", grad_output, summation))
+
+
+def conv_transpose2d(
+    input: AnyArray,
+    weight: AnyArray,
+    bias: AnyArray | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    output_padding: int | tuple[int, int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, int] = 1,
+    *,
+    summation: Summation | str = "pairwise",
+) -> AnyArray:
+    """Transposed convolution, as ``torch.nn.functional.conv_transpose2d``: ``conv2d_input`` with a bias.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        weight: (C, O / groups, KH, KW).
+        bias: (O,) or None.
+        stride: step of the outputs that one input reaches, at least 1; one int or (vertical, horizontal).
+        padding: rows and columns left out on every side of the output, at least 0.
+        output_padding: rows and columns added at the output's end; less than stride or dilation.
+        groups: number of groups that channels and outputs fall into.
+        dilation: distance of the kernel's taps, at least 1.
+        summation: as for ``conv2d``; an output has the terms whose taps meet it, which may be fewer than C * KH * KW.
+
+    Returns:
+        A new array of the caller's library and element type, (N, O, OH, OW) or (O, OH, OW), with
+        OH = (H - 1) * stride - 2 * padding + dilation * (KH - 1) + output_padding + 1 and OW alike.
+
+    Raises:
+        ValueError, TypeError: as ``conv2d``.
+    """
+    arguments = input, weight, bias, stride, padding, output_padding, groups, dilation, summation
+    return cast("AnyArray", _call("conv_transpose2d", *arguments))
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    """Call the engine's function of this name with the arguments in its order, whatever library its arrays are of."""
+    named = {argument: arguments[i] for i, argument in _ARRAYS[name].items()}
+    given = {argument: x for argument, x in named.items() if argument != "bias" or x is not None}
+    library = arrays.library_of(given)
+    call = library.operator(name, given.values()) or partial(run_engine, library, name)
+    return call(*arguments)
+
+
+def run_engine(library: arrays.Library, name: str, *arguments: Any) -> Any:
+    """Call the engine's function of this name with the arguments in its order; the arrays are of this library."""
+    views, given = list(arguments), []
+    for i, argument in _ARRAYS[name].items():
+        if views[i] is not None:
+            given.append(views[i])
+            views[i] = library.to_numpy(argument, views[i])
+    views[-1] = Summation.of(views[-1])._compiled
+    if name != "conv2d_bias":  # whose result has one axis, and no layout to choose
+        views.append(library.wants_channels_last(given))
+    return library.from_numpy(getattr(_core, name)(*views))

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from detconv.arrays import NumPyArray, name_of
+from detconv.arrays import KNOWN, NumPyArray, name_of
 
 ELEMENT_TYPES = (torch.float32, torch.float64)
 HALF_TYPES = (torch.float16, torch.bfloat16)
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 _Key = torch._C.DispatchKey
 
@@ -28,26 +27,26 @@ class Tensors:
     def check(self, argument: str, value: Any) -> None:
         if torch.compiler.is_compiling():  # what is traced is checked by the operators
             return
-        if not (type(value) in _PLAIN and value.is_cpu and value.dtype in ELEMENT_TYPES and _is_dense(value)):
+        if not (is_plain(value) and value.is_cpu and value.dtype in ELEMENT_TYPES and is_dense(value)):
             self._check_slowly(argument, value)
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:  # type: ignore[no-untyped-call]
             raise ValueError(
                 f"{argument} must not carry a tangent: there is no forward-mode differentiation; "
                 "got a dual tensor (pass torch.autograd.forward_ad.unpack_dual(x).primal)"
             )
 
     def _check_slowly(self, argument: str, value: Any) -> None:
-        if not _is_dense(value):
+        if not is_dense(value):
             layout = "a nested tensor" if value.is_nested else value.layout
             raise TypeError(f"{argument} must be dense (torch.strided); got {layout}")
         if value.is_quantized:
             raise TypeError(f"{argument} must not be quantized; got {value.dtype} (x.dequantize() gives torch.float32)")
-        if value.device.type != "cpu" and not _is_dispatched(value):
+        if value.device.type != "cpu" and not is_dispatched(value):
             raise TypeError(f"{argument} must be on the CPU; got a tensor on {value.device}")
         autocast = value.dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
         if value.dtype not in ELEMENT_TYPES and not autocast:
             raise TypeError(f"{argument} must be torch.float32 or torch.float64; got {value.dtype}")
-        if type(value) not in _PLAIN and not _is_dispatched(value):
+        if not is_plain(value) and not is_dispatched(value):
             raise TypeError(
                 f"{argument} must be a plain torch.Tensor; got {name_of(type(value))} "
                 "(x.as_subclass(torch.Tensor) drops what the subclass adds)"
@@ -55,12 +54,10 @@ class Tensors:
 
     def to_numpy(self, argument: str, value: torch.Tensor) -> NumPyArray:
         try:
-            if value.requires_grad:
-                value = value.detach()
-            if value.is_neg():  # the imaginary part of a conjugate, say: its negation is still to be done
-                value = value.resolve_neg()
-            array: NumPyArray = value.numpy()
+            array: NumPyArray = value.detach().numpy() if value.requires_grad else value.numpy()
         except (RuntimeError, TypeError) as error:
+            if value.is_neg():  # the imaginary part of a conjugate, say: its negation is still to be done
+                return self.to_numpy(argument, value.resolve_neg())
             raise TypeError(f"{argument} must be a tensor that torch makes a NumPy view of; got: {error}") from error
         return array
 
@@ -76,15 +73,20 @@ class Tensors:
 
         Without any of these the engine is called at once, which takes half the time of an operator.
         """
-        watched = torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() & ~_USUAL_KEYS
-        if watched or any(_needs_operator(x) for x in arrays):
-            from detconv.torch import ops
+        observed = torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() & ~_USUAL_KEYS
+        differentiates = torch.is_grad_enabled()
+        for x in arrays:
+            if (x.requires_grad and differentiates) or not is_plain(x) or x.dtype not in ELEMENT_TYPES:
+                observed = True
+        if not observed:
+            return None
+        from detconv.torch import ops
 
-            return getattr(ops, name)  # type: ignore[no-any-return]
-        return None
+        return getattr(ops, name)  # type: ignore[no-any-return]
 
 
 TENSORS = Tensors()
+KNOWN.update({torch.Tensor: TENSORS, torch.nn.Parameter: TENSORS})
 
 
 def suggests_channels_last(tensor: torch.Tensor) -> bool:
@@ -95,27 +97,22 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
     sizes, strides = tensor.shape, tensor.stride()
     if len(sizes) == 3:  # as conv2d's own unsqueeze(0) makes it
         sizes, strides = (1, *sizes), (sizes[0] * strides[0], *strides)  # type: ignore[assignment]
-    if len(sizes) != 4 or strides[1] == 0 or 0 in sizes:
+    if len(sizes) != 4 or strides[3] < sizes[1] * strides[1]:
         return False
-    smallest = 0
-    for dimension in (1, 3, 2, 0):
-        if strides[dimension] < smallest:
-            return False
-        # N x 1 x 1 x 1 reads either way: contiguous, says torch.
-        if dimension == 0 and smallest == strides[1]:
-            return False
-        smallest = strides[dimension] * sizes[dimension]
-    return True
+    if strides[2] < sizes[3] * strides[3] or strides[0] < sizes[2] * strides[2]:
+        return False
+    # N x 1 x 1 x 1 reads either way: contiguous, says torch.
+    return strides[1] != 0 and 0 not in sizes and sizes[2] * strides[2] != strides[1]
 
 
-def _needs_operator(x: torch.Tensor) -> bool:
-    return (x.requires_grad and torch.is_grad_enabled()) or type(x) not in _PLAIN or x.dtype not in ELEMENT_TYPES
+def is_plain(x: torch.Tensor) -> bool:
+    return type(x) in (torch.Tensor, torch.nn.Parameter)
 
 
-def _is_dense(x: torch.Tensor) -> bool:
+def is_dense(x: torch.Tensor) -> bool:
     return x.layout is torch.strided and not x.is_nested
 
 
-def _is_dispatched(x: torch.Tensor) -> bool:
+def is_dispatched(x: torch.Tensor) -> bool:
     """Whether x is of a class that handles operators itself, such as a fake tensor."""
-    return type(x).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl  # type: ignore[comparison-overlap]
+    return type(x).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl

@@ -1,0 +1,377 @@
+"""The operators torch.ops.detconv.*: right gradients of any degree, and the same bits however torch runs them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import detconv
+from bits import made
+
+torch = pytest.importorskip("torch")
+
+import detconv.nn  # noqa: E402
+import detconv.torch  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
+
+GEOMETRY = ([2, 1], [1, 2], [1, 2], 2)
+EXPLICIT = 'naive order="12x(+1){f0} bias" samples=sequence'
+
+
+def tensor(shape: tuple[int, ...], seed: int, dtype: type = np.float64, grad: bool = False) -> Any:
+    return torch.from_numpy(made(shape, dtype, seed)).requires_grad_(grad)
+
+
+def calls(dtype: type = np.float64, grad: bool = False, summation: str = "pairwise") -> dict[str, tuple[Any, ...]]:
+    """Arguments for every operator."""
+
+    def new(*shape: int) -> Any:
+        return tensor(shape, sum(shape), dtype, grad)
+
+    return {
+        "conv2d": (new(2, 4, 5, 6), new(6, 2, 3, 2), new(6), *GEOMETRY, summation),
+        "conv2d_input": ([2, 4, 5, 6], new(6, 2, 3, 2), new(2, 6, 3, 8), *GEOMETRY, summation),
+        "conv2d_weight": (new(2, 4, 5, 6), [6, 2, 3, 2], new(2, 6, 3, 8), *GEOMETRY, summation),
+        "conv2d_bias": (new(2, 6, 3, 8), summation),
+        "conv_transpose2d": (new(2, 4, 3, 4), new(4, 3, 3, 2), new(6), [2, 1], [1, 2], [1, 1], 2, [1, 2], summation),
+    }
+
+
+OPERATORS = tuple(calls())
+
+
+def operator(name: str) -> Any:
+    return getattr(torch.ops.detconv, name).default
+
+
+def of_tensors(name: str, arguments: tuple[Any, ...]) -> tuple[Callable[..., Any], list[Any]]:
+    """The operator as a function of its tensors alone, and these."""
+    tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+
+    def function(*given: Any) -> Any:
+        rest = iter(given)
+        return operator(name)(*(next(rest) if isinstance(x, torch.Tensor) else x for x in arguments))
+
+    return function, tensors
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """Same bits, shape, element type and strides."""
+    assert (actual.shape, actual.dtype, actual.stride()) == (expected.shape, expected.dtype, expected.stride())
+    assert torch.equal(actual.view(torch.uint8), expected.view(torch.uint8))
+
+
+def gradients(output: Any, tensors: list[Any], **options: Any) -> list[Any]:
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).reshape(output.shape)
+    return list(torch.autograd.grad((output * weights).sum(), tensors, **options))
+
+
+# Layouts --------------------------------------------------------------------------------------------------------------
+
+LAYOUTS: dict[str, Callable[[Any], Any]] = {
+    "dense": lambda x: x.contiguous(),
+    "permuted": lambda x: x.permute(*range(x.dim())[::-1]).contiguous().permute(*range(x.dim())[::-1]),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
+    "non-contiguous": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_opcheck(name: str, layout: str) -> None:
+    for grad in (False, True):
+        laid = [
+            LAYOUTS[layout](x.detach()).requires_grad_(grad) if isinstance(x, torch.Tensor) else x
+            for x in calls(np.float32)[name]
+        ]
+        result = torch.library.opcheck(operator(name), tuple(laid))
+        assert set(result.values()) == {"SUCCESS"}, result
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_format_is_that_of_torch(layout: str) -> None:
+    lay = LAYOUTS[layout]
+    image, weight = lay(tensor((2, 4, 5, 6), 1)), lay(tensor((6, 4, 3, 3), 2))
+    theirs = torch.nn.functional.conv2d(image, weight)
+    ours = operator("conv2d")(image, weight, None, [1, 1], [0, 0], [1, 1], 1, "pairwise")
+    assert ours.stride() == theirs.stride()
+    again = [x.detach().requires_grad_() for x in (image, weight)]
+    for a, b in zip(
+        gradients(detconv.conv2d(*again), again),
+        gradients(torch.nn.functional.conv2d(*again), again),
+        strict=True,
+    ):
+        assert a.stride() == b.stride()
+
+
+# Gradients ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gradcheck_and_gradgradcheck(name: str) -> None:
+    function, tensors = of_tensors(name, calls(grad=True)[name])
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("name", ["conv2d_input", "conv2d_weight", "conv2d_bias"])
+def test_gradients_are_the_written_down_sums(name: str) -> None:
+    image, weight, bias = (tensor(s, i, np.float32, True) for i, s in enumerate([(5, 4, 5, 6), (6, 2, 3, 2), (6,)]))
+    stride, padding, dilation, groups = GEOMETRY
+    output = detconv.conv2d(image, weight, bias, stride, padding, dilation, groups, summation="kahan order=kw,c,kh")
+    grad = tensor(tuple(output.shape), 3, np.float32)
+    found = dict(zip(CONV2D_GRADIENTS, torch.autograd.grad(output, (image, weight, bias), grad), strict=True))
+    arrays = [x.detach().numpy() for x in (image, weight)]
+    direct = {
+        "conv2d_input": lambda s: detconv.conv2d_input(image.shape, arrays[1], grad.numpy(), *GEOMETRY, summation=s),
+        "conv2d_weight": lambda s: detconv.conv2d_weight(arrays[0], weight.shape, grad.numpy(), *GEOMETRY, summation=s),
+        "conv2d_bias": lambda s: detconv.conv2d_bias(grad.numpy(), summation=s),
+    }
+    assert_equal(found[name], torch.from_numpy(direct[name]("kahan order=kw,c,kh")))
+
+
+CONV2D_GRADIENTS = ("conv2d_input", "conv2d_weight", "conv2d_bias")
+
+
+def test_an_explicit_order_has_naive_gradients() -> None:
+    image, weight, bias, *_ = calls(np.float32, grad=True)["conv2d"]
+    output = detconv.conv2d(image, weight, bias, *GEOMETRY, summation=EXPLICIT)
+    assert_equal(
+        output.detach(), detconv.conv2d(image.detach(), weight.detach(), bias.detach(), *GEOMETRY, summation=EXPLICIT)
+    )
+    naive = detconv.conv2d(image, weight, bias, *GEOMETRY, summation="naive samples=sequence")
+    for a, b in zip(gradients(output, [image, weight, bias]), gradients(naive, [image, weight, bias]), strict=True):
+        assert_equal(a, b)
+
+
+def test_a_gradient_that_is_not_asked_for_is_not_computed() -> None:
+    image, weight, bias, *_ = calls(grad=True)["conv2d"]
+    frozen = detconv.conv2d(image, weight.detach(), bias, *GEOMETRY)
+    assert frozen.grad_fn.saved_tensors[0] is None  # the input, which only the weight's gradient needs
+    for given in ((image,), (bias,)):
+        (gradient,) = gradients(detconv.conv2d(image, weight, bias, *GEOMETRY), list(given))
+        assert_equal(gradient, gradients(frozen, list(given), retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("output_padding", [(0, 0), (1, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_transposed_with_output_padding_beyond_the_stride(output_padding: tuple[int, int], padding: int) -> None:
+    options = {"stride": (1, 2), "dilation": 4, "padding": padding, "output_padding": output_padding}
+    inputs = [tensor((2, 3, 5, 4), 1, grad=True), tensor((3, 2, 2, 3), 2, grad=True), tensor((2,), 3, grad=True)]
+    ours = detconv.conv_transpose2d(*inputs, **options)
+    theirs = torch.nn.functional.conv_transpose2d(*inputs, **options)
+    torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradcheck(lambda *x: detconv.conv_transpose2d(*x, **options), inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *x: detconv.conv_transpose2d(*x, **options), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 3), (4, 2)])
+def test_same_padding_has_the_bits_of_the_engine_and_gradients(kernel: tuple[int, int]) -> None:
+    image, weight = tensor((2, 3, 6, 7), 1, np.float32), tensor((4, 3, *kernel), 2, np.float32)
+    weight[0, 0, 0, 0] = torch.inf  # a padded tap is a term, too
+    grad_output = tensor((2, 4, 6, 7), 3, np.float32)
+    for dilation in (1, 2):
+        options: dict[str, Any] = {"padding": "same", "dilation": dilation}
+        inputs = [image.clone().requires_grad_(), weight.clone().requires_grad_()]
+        output = detconv.conv2d(*inputs, **options)
+        assert_equal(output.detach(), detconv.conv2d(image, weight, **options))
+        by_input, by_weight = torch.autograd.grad(output, inputs, grad_output)
+        assert_equal(by_input, detconv.conv2d_input(image.shape, weight, grad_output, **options))
+        assert_equal(by_weight, detconv.conv2d_weight(image, weight.shape, grad_output, **options))
+        by_input = detconv.conv2d_input(image.shape, inputs[1], grad_output, **options).detach()
+        assert_equal(by_input.contiguous(), detconv.conv2d_input(image.shape, weight, grad_output, **options))
+        by_weight = detconv.conv2d_weight(inputs[0], weight.shape, grad_output, **options).detach()
+        assert_equal(by_weight, detconv.conv2d_weight(image, weight.shape, grad_output, **options))
+
+
+def test_forward_mode_is_refused() -> None:
+    image, weight, *_ = calls()["conv2d"]
+    with pytest.raises(ValueError, match=r"^weight must not carry a tangent.*unpack_dual"):
+        torch.func.jvp(lambda w: detconv.conv2d(image, w, groups=2), (weight,), (weight,))
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(weight, weight)
+        with pytest.raises(NotImplementedError, match="jvp"):
+            operator("conv2d")(image, dual, None, *GEOMETRY, "naive")
+
+
+# Wherever torch runs an operator, its bits are the same ---------------------------------------------------------------
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+NAIVE = detconv.Summation("naive")
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = detconv.nn.Conv2d(3, 4, 3, padding="same", padding_mode="reflect", summation="kahan")
+        self.two = detconv.nn.ConvTranspose2d(4, 2, 3, stride=2, summation="exact")
+
+    def forward(self, x: Any) -> Any:
+        x = self.two(self.one(x).relu())
+        return detconv.conv2d(x, self.one.weight[:, :2], padding="same", summation=NAIVE)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize(("backend", "dynamic"), [("aot_eager", False), ("aot_eager", True), ("inductor", True)])
+def test_compile(backend: str, dynamic: bool) -> None:
+    net = Net()
+    compiled = torch.compile(net, fullgraph=True, backend=backend, dynamic=dynamic)
+    for batch in (2, 5):
+        image = tensor((batch, 3, 6, 5), batch, np.float32)
+        with torch.no_grad():
+            assert_equal(compiled(image), net(image))
+        ours, theirs = compiled(image), net(image)
+        assert_equal(ours.detach(), theirs.detach())
+        for a, b in zip(
+            gradients(ours, list(net.parameters())), gradients(theirs, list(net.parameters())), strict=True
+        ):
+            assert_equal(a, b)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_a_wrong_summation_is_refused_while_compiling() -> None:
+    image, weight = tensor((1, 1, 3, 3), 1), tensor((1, 1, 2, 2), 2)
+    compiled = torch.compile(lambda x: detconv.conv2d(x, weight, summation="sloppy"), backend="eager")
+    with pytest.raises(Exception, match="sloppy"):
+        compiled(image)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict: bool) -> None:
+    net, image = Net(), tensor((2, 3, 6, 5), 1, np.float32)
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    program, file = torch.export.export(net, (image,), dynamic_shapes=shapes, strict=strict), io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    found = [str(node.target) for node in loaded.graph.nodes if "detconv" in str(node.target)]
+    assert found == ["detconv.conv2d.default", "detconv.conv_transpose2d.default", "detconv.conv2d.default"]
+    for batch in (2, 7):
+        image = tensor((batch, 3, 6, 5), batch, np.float32)
+        assert_equal(loaded.module()(image), net(image))
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("samples", [True, False])
+@pytest.mark.parametrize(
+    "dims", [(0, None, None), (1, None, None), (0, 1, None), (None, 0, 0), (2, 0, 0), (None, None, 0)]
+)
+def test_vmap(dims: tuple[int | None, ...], samples: bool, name: str) -> None:
+    arguments = calls(np.float32)[name]
+    batches = []
+    for i, (x, dim) in enumerate(zip(arguments[:3], dims, strict=True)):
+        x = x if samples or i else x[0]
+        batches.append(x if dim is None else torch.stack([x, x * 2, -x], dim))
+
+    def function(*tensors: Any) -> Any:
+        return operator(name)(*tensors, *arguments[3:])
+
+    batched = torch.vmap(function, in_dims=dims)(*batches)
+    one_by_one = [
+        function(*(x if dim is None else x.select(dim, i) for x, dim in zip(batches, dims, strict=True)))
+        for i in range(3)
+    ]
+    assert torch.equal(batched, torch.stack(one_by_one))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_vmap_of_gradients(name: str) -> None:
+    """Per-sample gradients: vmap over torch.func.grad, whose operators are the derivatives, all of them batched."""
+    function, tensors = of_tensors(name, calls(np.float32)[name])
+    every = tuple(range(len(tensors)))
+    gradient = torch.func.grad(lambda *x: (function(*x) ** 2).sum(), argnums=every)
+    for dims in ((0,) * len(tensors), (0, *[None] * (len(tensors) - 1)), (*[None] * (len(tensors) - 1), 0)):
+        batches = [x if dim is None else torch.stack([x, x * 2, -x]) for x, dim in zip(tensors, dims, strict=True)]
+        batched = torch.vmap(gradient, in_dims=dims)(*batches)
+        for i in range(3):
+            one = gradient(*(x if dim is None else x[i] for x, dim in zip(batches, dims, strict=True)))
+            for a, b in zip(batched, one, strict=True):
+                assert torch.equal(a[i], b)
+
+
+def test_nested_transforms() -> None:
+    image, weight = tensor((1, 2, 4, 4), 1), tensor((2, 2, 3, 3), 2)
+
+    def hessian(conv2d: Callable[..., Any]) -> Any:
+        return torch.func.jacrev(torch.func.jacrev(lambda w: (conv2d(image, w) ** 3).sum()))(weight)
+
+    torch.testing.assert_close(hessian(detconv.conv2d), hessian(torch.nn.functional.conv2d))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_autocast_keeps_float32(half: Any) -> None:
+    image, weight, bias, *_ = calls(np.float32, grad=True)["conv2d"]
+    low = image.detach().to(half)
+    with torch.autocast("cpu", dtype=half):
+        for inputs in (
+            (low, weight, bias),
+            (low, weight.detach(), bias.detach()),
+            (low, weight.detach().to(half), None),
+        ):
+            output = detconv.conv2d(*inputs, *GEOMETRY)
+            up = [x if x is None else x.detach().float() for x in inputs]
+            assert_equal(output.detach(), detconv.conv2d(*up, *GEOMETRY))
+        wide = [x.detach().double() for x in (image, weight)]
+        assert_equal(detconv.conv2d(*wide, None, *GEOMETRY), detconv.conv2d(*wide, None, *GEOMETRY))
+        layer = detconv.nn.ConvTranspose2d(4, 3, 2)
+        assert layer(low).dtype == torch.float32
+    (gradient,) = gradients(output := detconv.conv2d(low.float(), weight, bias, *GEOMETRY), [weight])
+    assert gradient.dtype == output.dtype == torch.float32
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("grad", [False, True])
+def test_half_tensors_are_refused(half: Any, grad: bool) -> None:
+    arguments = [x.to(half).requires_grad_(grad) if isinstance(x, torch.Tensor) else x for x in calls()["conv2d"]]
+    with pytest.raises(TypeError, match=f"^input must be torch.float32 or torch.float64; got {half}"):
+        detconv.conv2d(*arguments[:7])
+    with pytest.raises(TypeError, match=r"^input must "):
+        operator("conv2d")(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traced_calls_stay_calls() -> None:
+    """What records a program must find an operator in it, never the result as a constant."""
+    image, weight = tensor((1, 2, 4, 4), 1, np.float32), tensor((2, 2, 3, 3), 2, np.float32)
+
+    def function(x: Any) -> Any:
+        return detconv.conv2d(x, weight, padding=1)
+
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    traces = [torch.jit.trace(function, image), make_fx(function)(image), make_fx(function, pre_dispatch=True)(image)]
+    for trace in traces:
+        assert_equal(trace(image + 1), function(image + 1))
+
+
+def test_fake_tensors_have_the_shape_and_are_checked() -> None:
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        arguments = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in calls()["conv2d"]]
+        image, weight, bias = arguments[:3]
+        assert detconv.conv2d(*arguments[:7]).shape == operator("conv2d")(*calls()["conv2d"]).shape
+        for wrong, match in [
+            ((image.half(), weight.half(), None, *GEOMETRY), "float32 or torch.float64"),
+            ((image, weight.float(), None, *GEOMETRY), "^weight must be"),
+            ((image, weight, bias[None], *GEOMETRY), "^bias must have 1"),
+            ((image[:, :3], weight, bias, *GEOMETRY), "^input must have"),
+            ((image[..., :1, :1], weight, bias, 1, 0, 1, 2), "^weight must not reach"),
+            ((image, weight[0], bias, *GEOMETRY), "^weight must have 4"),
+        ]:
+            with pytest.raises((TypeError, ValueError), match=match):
+                detconv.conv2d(*wrong)
+        with pytest.raises(ValueError, match=r"^input must have"):
+            detconv.conv_transpose2d(image[:, :3], weight.transpose(0, 1))
