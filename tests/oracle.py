@@ -59,6 +59,14 @@ def exact(products: Iterable[tuple[float, float]], dtype: type) -> float:
     return IEEE(dtype).round(total) + 0.0
 
 
+def exact_half(products: Iterable[tuple[float, float]], half: str) -> float:
+    """The sum of finite products rounded once to "float16" or "bfloat16"; as `exact`."""
+    precision, smallest, largest = {"float16": (11, -24, 16), "bfloat16": (8, -133, 128)}[half]
+    total = sum((mpq(w) * mpq(x) for w, x in products), mpq(0))
+    with gmpy2.context(precision=precision, emin=smallest + 1, emax=largest, subnormalize=True):
+        return float(gmpy2.mpfr(total)) + 0.0
+
+
 def borders(spread: tuple[int, int], padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """The zeros added before and in all, in both axes; spread is by how much the kernel makes the output smaller."""
     if padding == "same":

@@ -222,8 +222,7 @@ def test_torch_expanded(torch: Any) -> None:
 @pytest.mark.parametrize(
     ("convert", "what"),
     [
-        (lambda torch, t: t.half(), "torch.float16"),
-        (lambda torch, t: t.bfloat16(), "torch.bfloat16"),
+        (lambda torch, t: t.int(), "torch.int32"),
         (lambda torch, t: t.long(), "torch.int64"),
         (lambda torch, t: t.bool(), "torch.bool"),
         (lambda torch, t: t.to(torch.complex64), "torch.complex64"),

@@ -221,8 +221,6 @@ NOT_SWAPPED: dict[str, tuple[Callable[[], Any], str]] = {
     "three": (lambda: nn.ConvTranspose3d(1, 1, 1), "two dimensions"),
     "lazy": (lambda: nn.LazyConv2d(1, 1), "lazy"),
     "lazy_three": (lambda: nn.LazyConv3d(1, 1), "two dimensions"),
-    "low": (lambda: nn.Conv2d(1, 1, 1).half(), "torch.float16"),
-    "low_transposed": (lambda: nn.ConvTranspose2d(1, 1, 1, dtype=torch.bfloat16), "torch.bfloat16"),
     "complex": (lambda: nn.Conv2d(1, 1, 1, dtype=torch.complex64), "torch.complex64"),
     "scaled": (lambda: Scaled(1, 1, 1), "own forward.*override"),
     "replaced": (replaced, "own forward"),

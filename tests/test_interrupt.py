@@ -55,6 +55,14 @@ def _slowest_instruction_set() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A process that a shell starts in the background ignores Ctrl-C, and so would its Python."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("layer", LONG)
 def test_ctrl_c(layer: str, threads: int) -> None:
@@ -156,6 +164,7 @@ def test_ctrl_c_while_only_another_thread_still_computes() -> None:
 
 ONE_THREAD_STARVES = """
     import os, signal, threading, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     import numpy, detconv
 
     def call(size):  # its weights are two panels that two threads cannot cut further; the channels share their memory

@@ -135,7 +135,7 @@ LEFT: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: torch.convolution(image(), weight(), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
         "only",
     ),
-    "conv2d": (lambda: functional.conv2d(image().bfloat16(), weight().bfloat16()), "bfloat16"),
+    "conv2d": (lambda: functional.conv2d(image().to(torch.complex64), weight().to(torch.complex64)), "complex64"),
     "conv_transpose2d": (
         lambda: functional.conv_transpose2d(image().to(torch.complex64), weight().transpose(0, 1).to(torch.complex64)),
         "complex64",

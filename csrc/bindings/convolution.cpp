@@ -1,6 +1,8 @@
 #include <pybind11/numpy.h>
 
 #include <array>
+#include <cstdlib>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -87,7 +89,14 @@ py::array_t<T> new_array(const Shape4& shape, bool batched, bool channels_last) 
                                            ? std::vector<py::ssize_t>{c * h * w * item, item, w * c * item, c * item}
                                            : std::vector<py::ssize_t>{c * h * w * item, h * w * item, w * item, item};
     if (!batched) sizes.erase(sizes.begin()), strides.erase(strides.begin());
-    return py::array_t<T>(sizes, strides);
+    // Aligned as torch's tensors are: what comes next may choose its code, and so its bits, by the alignment.
+    constexpr std::size_t alignment = 64;
+    std::size_t bytes = sizeof(T);
+    for (const py::ssize_t size : sizes) bytes *= static_cast<std::size_t>(size);
+    void* const memory = std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment);
+    if (memory == nullptr) throw std::bad_alloc();
+    const py::capsule owner(memory, [](void* p) { std::free(p); });
+    return py::array_t<T>(sizes, strides, static_cast<const T*>(memory), owner);
 }
 
 template <class T>

@@ -43,9 +43,10 @@ def conv2d(
     same summation; or with ``"naive"`` where it is an explicit order, which numbers the terms of the forward sums only.
 
     Args:
-        input: (N, C, H, W) or, unbatched, (C, H, W); float32 or float64. A NumPy array, a CPU torch tensor or an
-            array of another library that speaks DLPack on the CPU and has ``__array_namespace__``. Any strides,
-            read-only or not; never copied to be read by another library, never written to.
+        input: (N, C, H, W) or, unbatched, (C, H, W); float32 or float64, tensors also float16 or bfloat16. A NumPy
+            array, a CPU torch tensor or an array of another library that speaks DLPack on the CPU and has
+            ``__array_namespace__``. Any strides, read-only or not; never copied to be read by another library, never
+            written to.
         weight: (O, C / groups, KH, KW), of the same element type and library as input.
         bias: (O,), likewise, or None.
         stride: step of the window, at least 1; one int or (vertical, horizontal).
@@ -201,12 +202,18 @@ def _call(name: str, *arguments: Any) -> Any:
 
 def run_engine(library: arrays.Library, name: str, *arguments: Any) -> Any:
     """Call the engine's function of this name with the arguments in its order; the arrays are of this library."""
-    views, given = list(arguments), []
+    views, half, last, first = list(arguments), None, False, True
     for i, argument in _ARRAYS[name].items():
         if views[i] is not None:
-            given.append(views[i])
-            views[i] = library.to_numpy(argument, views[i])
+            views[i], own_half, lies_last = library.adopt(argument, views[i])
+            last = last or lies_last
+            if first:
+                half, first = own_half, False
+            elif own_half != half:
+                raise TypeError(f"{argument} must have the element type of the others; got {arguments[i].dtype}")
     views[-1] = Summation.of(views[-1])._compiled
     if name != "conv2d_bias":  # whose result has one axis, and no layout to choose
-        views.append(library.wants_channels_last(given))
-    return library.from_numpy(getattr(_core, name)(*views))
+        views.append(last)
+    if half is None:
+        return library.from_numpy(getattr(_core, name)(*views))
+    return library.from_half(_core.narrow(getattr(_core, name)(*views, to_odd=True), half), half)

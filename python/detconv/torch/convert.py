@@ -75,7 +75,7 @@ def convert(
         The model, and the report.
 
     Skipped are convolutions of one or three dimensions, quantized, lazy and TorchScript ones, subclasses with a forward
-    of their own, layers on other devices or of other element types than float32 and float64, and modules whose forward
+    of their own, layers on other devices or of element types that detconv does not take, and modules whose forward
     calls ``conv2d`` or the like itself (recognised by that name in its code): ``detconv.override`` reaches those.
 
     Raises:

@@ -184,7 +184,7 @@ class _Operator:
         torch.library.register_vmap(f"detconv::{name}", getattr(batching, name), lib=_LIBRARY)
 
     def _differentiate(self, keyset: Any, *arguments: Any) -> Tensor:
-        if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and _any_requires_grad(*arguments)):
+        if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and _any_requires_grad(*arguments[:3])):
             return self.run_below_autograd(keyset, *arguments)
         if not torch._C._are_functorch_transforms_active():
             return _apply(self, keyset, *arguments)

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 import detconv.functional
 from detconv.summation import Summation
 from detconv.torch.ops import text_of
-from detconv.torch.tensors import ELEMENT_TYPES, HALF_TYPES, is_dense, is_dispatched, is_plain
+from detconv.torch.tensors import ELEMENT_TYPES, is_dense, is_dispatched, is_plain
 
 _OVERRIDDEN: dict[Any, Callable[..., Any]] = {}
 for _name in ("conv2d", "conv_transpose2d"):
@@ -78,13 +78,12 @@ class override(TorchFunctionMode):
 
 
 def _reason_against(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    allowed = (*ELEMENT_TYPES, *HALF_TYPES) if torch.is_autocast_enabled("cpu") else ELEMENT_TYPES
     for x in (*args, *kwargs.values()):
         if not isinstance(x, torch.Tensor):
             continue
         if x.device.type != "cpu":
             return f"a tensor is on {x.device}"
-        if x.dtype not in allowed:
+        if x.dtype not in ELEMENT_TYPES:
             return f"a tensor is of {x.dtype}"
         if not is_dense(x):
             return "a tensor is not dense"

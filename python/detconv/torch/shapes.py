@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detconv.summation import Summation
-from detconv.torch.tensors import ELEMENT_TYPES, TENSORS
+from detconv.torch.tensors import ELEMENT_TYPES, TENSORS, VALID_TYPES
 
 
 def conv2d(*arguments: Any) -> Tensor:
@@ -71,7 +71,7 @@ def _check(summation: str, **tensors: Tensor | None) -> None:
     first = next(iter(given.values()))
     for name, x in given.items():
         if x.dtype not in ELEMENT_TYPES or x.dtype != first.dtype:
-            raise TypeError(f"{name} must be torch.float32 or torch.float64, as all others are; got {x.dtype}")
+            raise TypeError(f"{name} must be {VALID_TYPES}, as all others are; got {x.dtype}")
         ranks = {"weight": (4,), "bias": (1,)}.get(name, (3, 4))
         if x.dim() not in ranks:
             raise ValueError(f"{name} must have {' or '.join(map(str, ranks))} dimensions; got shape {tuple(x.shape)}")

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from detconv.arrays import KNOWN, NumPyArray, name_of
+from detconv.arrays import KNOWN, Adopted, NumPyArray, name_of
 
-ELEMENT_TYPES = (torch.float32, torch.float64)
-HALF_TYPES = (torch.float16, torch.bfloat16)
+HALF_TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+ELEMENT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
+VALID_TYPES = "torch.float32, torch.float64, torch.float16 or torch.bfloat16"
 
 _Key = torch._C.DispatchKey
 
@@ -20,7 +21,7 @@ _USUAL_KEYS = sum(torch._C.DispatchKeySet(key).raw_repr() for key in (_Key.Backe
 
 
 class Tensors:
-    """Dense CPU tensors of float32 or float64."""
+    """Dense CPU tensors of float32, float64 or a half type."""
 
     name = "torch.Tensor"
 
@@ -43,26 +44,31 @@ class Tensors:
             raise TypeError(f"{argument} must not be quantized; got {value.dtype} (x.dequantize() gives torch.float32)")
         if value.device.type != "cpu" and not is_dispatched(value):
             raise TypeError(f"{argument} must be on the CPU; got a tensor on {value.device}")
-        autocast = value.dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
-        if value.dtype not in ELEMENT_TYPES and not autocast:
-            raise TypeError(f"{argument} must be torch.float32 or torch.float64; got {value.dtype}")
+        if value.dtype not in ELEMENT_TYPES:
+            raise TypeError(f"{argument} must be {VALID_TYPES}; got {value.dtype}")
         if not is_plain(value) and not is_dispatched(value):
             raise TypeError(
                 f"{argument} must be a plain torch.Tensor; got {name_of(type(value))} "
                 "(x.as_subclass(torch.Tensor) drops what the subclass adds)"
             )
 
-    def to_numpy(self, argument: str, value: torch.Tensor) -> NumPyArray:
+    def adopt(self, argument: str, value: torch.Tensor) -> Adopted:
+        half = HALF_TYPES.get(value.dtype)
+        if half is not None:
+            value = value.detach().float()  # every half number is a float32
         try:
             array: NumPyArray = value.detach().numpy() if value.requires_grad else value.numpy()
         except (RuntimeError, TypeError) as error:
             if value.is_neg():  # the imaginary part of a conjugate, say: its negation is still to be done
-                return self.to_numpy(argument, value.resolve_neg())
+                return self.adopt(argument, value.resolve_neg())
             raise TypeError(f"{argument} must be a tensor that torch makes a NumPy view of; got: {error}") from error
-        return array
+        return array, half, suggests_channels_last(value)
 
     def from_numpy(self, array: NumPyArray) -> torch.Tensor:
         return torch.from_numpy(array)
+
+    def from_half(self, bits: NumPyArray, half: str) -> torch.Tensor:
+        return torch.from_numpy(bits.view("int16")).view(getattr(torch, half))
 
     def wants_channels_last(self, arrays: Collection[torch.Tensor]) -> bool:
         """As torch's own conv2d decides on the CPU: if any argument lies so."""
@@ -76,7 +82,8 @@ class Tensors:
         observed = torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() & ~_USUAL_KEYS
         differentiates = torch.is_grad_enabled()
         for x in arrays:
-            if (x.requires_grad and differentiates) or not is_plain(x) or x.dtype not in ELEMENT_TYPES:
+            autocast = x.dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
+            if (x.requires_grad and differentiates) or not is_plain(x) or autocast:
                 observed = True
         if not observed:
             return None
@@ -97,12 +104,13 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
     sizes, strides = tensor.shape, tensor.stride()
     if len(sizes) == 3:  # as conv2d's own unsqueeze(0) makes it
         sizes, strides = (1, *sizes), (sizes[0] * strides[0], *strides)  # type: ignore[assignment]
-    if len(sizes) != 4 or strides[3] < sizes[1] * strides[1]:
+    if len(sizes) != 4:
         return False
-    if strides[2] < sizes[3] * strides[3] or strides[0] < sizes[2] * strides[2]:
+    (n, c, h, w), (by_n, by_c, by_h, by_w) = sizes, strides
+    if by_w < c * by_c or by_h < w * by_w or by_n < h * by_h:
         return False
     # N x 1 x 1 x 1 reads either way: contiguous, says torch.
-    return strides[1] != 0 and 0 not in sizes and sizes[2] * strides[2] != strides[1]
+    return by_c != 0 and by_c != h * by_h and n * c * h * w != 0
 
 
 def is_plain(x: torch.Tensor) -> bool:
