@@ -1,6 +1,6 @@
-"""Bits are permanent: the hashes of golden/forward.txt, from every instruction set and from the specification.
+"""Bits are permanent: the hashes of golden/*.txt, from every instruction set and from the specification.
 
-The self-test in tests/cpp checks the same file without Python, on emulated processors too.
+The self-test in tests/cpp checks the same files without Python, on emulated processors too.
 """
 
 from __future__ import annotations
@@ -12,35 +12,44 @@ from typing import Any
 import pytest
 
 import detconv
-from bits import KINDS, LOOP_ORDERS, METHODS, sha256
-from detconv import Summation
+from bits import KINDS, LOOP_ORDERS, METHODS
+from detconv import Summation, reference
 from detconv.testing import instruction_set
 from golden.make import Case, cases
 
-CASES = cases()
+CASES, GRADIENTS = cases("forward.txt"), cases("gradients.txt")
 INSTRUCTION_SETS: Any = detconv.build_info()["instruction_sets_usable"]
 
 
 def engine_hashes(case: Case) -> dict[str, str]:
-    layer, hashes = case.layer, {}
+    hashes = {}
     for name in INSTRUCTION_SETS:
         with instruction_set(name):
-            hashes[name] = sha256(detconv.conv2d(*layer.arrays, **layer.options, summation=case.summation))
+            hashes[name] = case.hash_of(detconv)
     return hashes
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.hash[:12])
+@pytest.mark.parametrize("case", CASES + GRADIENTS, ids=lambda case: case.hash[:12])
 def test_hash(case: Case) -> None:
     assert len(INSTRUCTION_SETS) >= 2, "one instruction set alone shows nothing"
     assert engine_hashes(case) == dict.fromkeys(INSTRUCTION_SETS, case.hash), case.line
-    assert case.specified_hash() == case.hash, case.line
+    assert case.hash_of(reference) == case.hash, case.line
 
 
 def test_cases_are_different() -> None:
     """No line twice, and no two results alike: a hash that many calls share would tell little."""
-    assert len({case.line.split(maxsplit=1)[1] for case in CASES}) == len(CASES)
-    assert len({case.hash for case in CASES}) == len(CASES)
-    assert all(re.fullmatch("[0-9a-f]{64}", case.hash) for case in CASES), "run tests/golden/make.py"
+    for found in (CASES, GRADIENTS):
+        assert len({case.line.split(maxsplit=1)[1] for case in found}) == len(found)
+        assert len({case.hash for case in found}) == len(found)
+        assert all(re.fullmatch("[0-9a-f]{64}", case.hash) for case in found), "run tests/golden/make.py"
+
+
+def test_gradients_cover_the_methods() -> None:
+    """Every method meets both types and both ways to join samples, and all samples of a batch."""
+    rules = [(Summation.parse(case.summation), case) for case in GRADIENTS]
+    found = {(rule.method, case.columns[1], rule.samples) for rule, case in rules}
+    assert found == set(product(METHODS, ["float32", "float64"], ["tree", "sequence"]))
+    assert {case.columns[9] for case in GRADIENTS} == {k.replace(" ", "-") for k in KINDS}
 
 
 def test_cases_cover_the_contract() -> None:

@@ -34,7 +34,7 @@ std::string hash(const std::vector<T>& values) {
 }
 
 // What the line says of its case, run: the hash to be compared with its first column.
-std::string computed(const std::string& line, const Execution& execution) {
+std::string computed(const std::string& line, bool gradients, const Execution& execution) {
     std::string type, input, weight, stride, padding, dilation, bias, summation;
     Layer layer;
     std::istringstream in(line);
@@ -50,7 +50,8 @@ std::string computed(const std::string& line, const Execution& execution) {
         layer.padding = {extent(padding).h, extent(padding).h, extent(padding).w, extent(padding).w};
     layer.bias = bias == "bias";
     auto run = [&]<class T>(T) {
-        return hash(convolve(layer, Arrays<T>(layer), summation_from(summation), execution));
+        const auto run_passes = gradients ? differentiate<T> : convolve<T>;
+        return hash(run_passes(layer, Arrays<T>(layer), summation_from(summation), execution));
     };
     return type == "float32" ? run(float()) : run(double());
 }
@@ -61,10 +62,11 @@ bool check_golden(const std::string& file) {
     std::ifstream in(file);
     if (!in) throw std::invalid_argument("cannot read " + file);
     const Execution execution{dispatch::current(), parallel::num_threads(), {}};
+    const bool gradients = file.ends_with("gradients.txt");
     int equal = 0, different = 0;
     for (std::string line; std::getline(in, line);) {
         if (line.empty() || line[0] == '#') continue;
-        const std::string found = computed(line, execution);
+        const std::string found = computed(line, gradients, execution);
         if (line.starts_with(found)) {
             ++equal;
         } else {

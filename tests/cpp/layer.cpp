@@ -44,6 +44,25 @@ std::vector<T> convolve(const Layer& layer, const Arrays<T>& arrays, const Summa
 }
 
 template <class T>
+std::vector<T> differentiate(const Layer& layer, const Arrays<T>& arrays, const Summation& summation,
+                             const Execution& execution) {
+    const Convolution g = layer.geometry();
+    const std::array<Index, 4> shape{g.samples, g.out_channels, g.out_height, g.out_width};
+    const auto outputs = static_cast<Index>(g.samples * g.out_channels * g.out_height * g.out_width);
+    const std::vector<T> given = made<T>(outputs, layer.seed + 3, layer.kind);
+    const View<const T> grad_output{given.data(), shape, strides_of(shape)};
+    std::vector<T> gradients(arrays.input.size() + arrays.weight.size() + static_cast<std::size_t>(g.out_channels));
+    T* const by_input = gradients.data();
+    T* const by_weight = by_input + arrays.input.size();
+    input_gradient<T>(g, grad_output, {arrays.weight.data(), layer.weight, strides_of(layer.weight)}, {},
+                      {by_input, layer.input, strides_of(layer.input)}, summation, execution);
+    weight_gradient<T>(g, {arrays.input.data(), layer.input, strides_of(layer.input)}, grad_output,
+                       {by_weight, layer.weight, strides_of(layer.weight)}, summation, execution);
+    bias_gradient<T>(grad_output, by_weight + arrays.weight.size(), summation, execution);
+    return gradients;
+}
+
+template <class T>
 std::vector<T> expected(const Layer& layer, const Arrays<T>& arrays, const Summation& summation) {
     const Convolution g = layer.geometry();
     const MethodRow& method = row_of(summation.method());
@@ -115,6 +134,8 @@ template struct Arrays<float>;
 template struct Arrays<double>;
 template std::vector<float> convolve(const Layer&, const Arrays<float>&, const Summation&, const Execution&);
 template std::vector<double> convolve(const Layer&, const Arrays<double>&, const Summation&, const Execution&);
+template std::vector<float> differentiate(const Layer&, const Arrays<float>&, const Summation&, const Execution&);
+template std::vector<double> differentiate(const Layer&, const Arrays<double>&, const Summation&, const Execution&);
 template std::vector<float> expected(const Layer&, const Arrays<float>&, const Summation&);
 template std::vector<double> expected(const Layer&, const Arrays<double>&, const Summation&);
 

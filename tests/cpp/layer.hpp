@@ -42,6 +42,11 @@ std::vector<T> convolve(const Layer& layer, const Arrays<T>& arrays, const Summa
 template <class T>
 std::vector<T> expected(const Layer& layer, const Arrays<T>& arrays, const Summation& summation);
 
+// The engine's gradients by input, weight and bias, one after the other; grad_output is made of seed + 3.
+template <class T>
+std::vector<T> differentiate(const Layer& layer, const Arrays<T>& arrays, const Summation& summation,
+                             const Execution& execution);
+
 // Strides of a contiguous array.
 std::array<Index, 4> strides_of(const std::array<Index, 4>& shape);
 
@@ -55,6 +60,10 @@ extern template struct Arrays<float>;
 extern template struct Arrays<double>;
 extern template std::vector<float> convolve(const Layer&, const Arrays<float>&, const Summation&, const Execution&);
 extern template std::vector<double> convolve(const Layer&, const Arrays<double>&, const Summation&, const Execution&);
+extern template std::vector<float> differentiate(const Layer&, const Arrays<float>&, const Summation&,
+                                                 const Execution&);
+extern template std::vector<double> differentiate(const Layer&, const Arrays<double>&, const Summation&,
+                                                  const Execution&);
 extern template std::vector<float> expected(const Layer&, const Arrays<float>&, const Summation&);
 extern template std::vector<double> expected(const Layer&, const Arrays<double>&, const Summation&);
 

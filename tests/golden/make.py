@@ -1,6 +1,6 @@
 """Hashes of new golden cases, from the specification: `python tests/golden/make.py`.
 
-A new case is a line of forward.txt with `new` in place of its hash; it is given the hash of what `detconv.reference`
+A new case is a line of forward.txt or gradients.txt with `new` in place of its hash; it is given the hash of what `detconv.reference`
 computes. A line that has its hash is never touched: the bits of a release are permanent.
 """
 
@@ -15,21 +15,22 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from bits import Layer, made, sha256
+from bits import Array, Layer, made, output_shape, sha256
 from detconv import reference
 
-FILE = Path(__file__).with_name("forward.txt")
+FILES = ("forward.txt", "gradients.txt")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line: a call of conv2d, and the SHA-256 of its output."""
+    """One line: a call of conv2d, or of its three gradients, and the SHA-256 of what they give."""
 
+    file: str
     line: str
 
     def __post_init__(self) -> None:
         if len(self.line.split(maxsplit=11)) != 12:
-            raise ValueError(f"{FILE.name}: not the twelve columns that its first lines name: {self.line!r}")
+            raise ValueError(f"{self.file}: not the twelve columns that its first lines name: {self.line!r}")
 
     @property
     def columns(self) -> list[str]:
@@ -62,14 +63,27 @@ class Case:
             options,
         )
 
-    def specified_hash(self) -> str:
-        """The hash of what the specification gives."""
+    def hash_of(self, module: Any) -> str:
+        """The hash of what detconv, or detconv.reference, gives."""
         layer = self.layer
-        return sha256(reference.conv2d(*layer.arrays, **layer.options, summation=self.summation))
+        image, weight, *_ = layer.arrays
+        if self.file == "forward.txt":
+            return sha256(module.conv2d(*layer.arrays, **layer.options, summation=self.summation))
+        grad_output = made(
+            output_shape(layer), image.dtype.type, int(self.columns[10]) + 3, self.columns[9].replace("-", " ")
+        )
+        options: dict[str, Any] = {**layer.options, "summation": self.summation}
+        gradients: list[Array] = [
+            module.conv2d_input(image.shape, weight, grad_output, **options),
+            module.conv2d_weight(image, weight.shape, grad_output, **options),
+            module.conv2d_bias(grad_output, summation=self.summation),
+        ]
+        return sha256(np.concatenate([gradient.ravel() for gradient in gradients]))
 
 
-def cases() -> list[Case]:
-    return [Case(line) for line in FILE.read_text().splitlines() if not line.startswith("#")]
+def cases(file: str) -> list[Case]:
+    lines = Path(__file__).with_name(file).read_text().splitlines()
+    return [Case(file, line) for line in lines if not line.startswith("#")]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -77,12 +91,14 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    lines = FILE.read_text().splitlines()
-    fresh = [number for number, line in enumerate(lines) if line.startswith("new ")]
-    for number in fresh:
-        lines[number] = Case(lines[number]).specified_hash() + lines[number][len("new") :]
-    FILE.write_text("".join(line + "\n" for line in lines))
-    print(f"{len(fresh)} new cases")
+    for file in FILES:
+        path = Path(__file__).with_name(file)
+        lines = path.read_text().splitlines()
+        fresh = [number for number, line in enumerate(lines) if line.startswith("new ")]
+        for number in fresh:
+            lines[number] = Case(file, lines[number]).hash_of(reference) + lines[number][len("new") :]
+        path.write_text("".join(line + "\n" for line in lines))
+        print(f"{file}: {len(fresh)} new cases")
 
 
 if __name__ == "__main__":
