@@ -1,7 +1,7 @@
 """Hashes of new golden cases, from the specification: `python tests/golden/make.py`.
 
-A new case is a line of forward.txt or gradients.txt with `new` in place of its hash; it is given the hash of what `detconv.reference`
-computes. A line that has its hash is never touched: the bits of a release are permanent.
+A new case is a line of forward.txt or gradients.txt with `new` in place of its hash; it is given the hash of what
+`detconv.reference` computes. A line that has its hash is never touched: the bits of a release are permanent.
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ class Case:
         image, weight, *_ = layer.arrays
         if self.file == "forward.txt":
             return sha256(module.conv2d(*layer.arrays, **layer.options, summation=self.summation))
-        grad_output = made(
-            output_shape(layer), image.dtype.type, int(self.columns[10]) + 3, self.columns[9].replace("-", " ")
-        )
+        kind, seed = self.columns[9].replace("-", " "), int(self.columns[10])
+        grad_output = made(output_shape(layer), image.dtype.type, seed + 3, kind)
         options: dict[str, Any] = {**layer.options, "summation": self.summation}
         gradients: list[Array] = [
             module.conv2d_input(image.shape, weight, grad_output, **options),
