@@ -260,7 +260,8 @@ void check_store(const TileKernel& k, Random& random, const std::string& name) {
 
     const T untouched = 12345;
     std::vector<T> output(unsigned_of(size), untouched), expected_output = output;
-    k.store({totals.data(), output.data() + origin, strides[0], strides[1], strides[2], rows, image_rows, columns});
+    k.store({totals.data(), output.data() + origin, strides[0], strides[1], strides[2], rows, image_rows, columns,
+             Rounding::nearest});
     for (int row = 0; row < rows; ++row)
         for (int h = 0; h < image_rows; ++h)
             for (int w = 0; w < columns; ++w)
