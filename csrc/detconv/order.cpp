@@ -25,7 +25,7 @@ private:
         auto starts = [&](std::size_t i) { return i >= text_.size() || (text_[i] & 0xc0) != 0x80; };
         constexpr std::size_t shown = 30;  // a revealed order can be a page long
         std::size_t from = at_ > shown ? at_ - shown : 0, to = std::min(at_ + shown, text_.size());
-        while (!starts(from)) --from;
+        while (from > 0 && !starts(from)) --from;
         while (!starts(to)) ++to;
         std::size_t column = 1;
         for (std::size_t i = 0; i < at_; ++i) column += starts(i) ? 1 : 0;
