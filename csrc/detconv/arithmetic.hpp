@@ -4,11 +4,11 @@
 // term, b is the bias, and every operator is one IEEE operation rounded to the accumulator's type. The contract
 // (docs/contract.md) says the same in words, python/detconv/reference.py in Python.
 //
-//   struct      accumulates in         used by the methods
-//   Plain       the element type       naive, pairwise, explicit orders; fp64 of float64
-//   Kahan       the element type, twice    kahan
-//   Wide        double (terms: float)  fp64, explicit orders with d[...]; exact (float32), before its certificate
-//   Twofold     double, twice          exact (float64), before its certificate
+//   struct    accumulates in           used by the methods
+//   Plain     the element type         naive, pairwise, explicit orders; fp64 of float64
+//   Kahan     the element type, twice  kahan
+//   Wide      double (terms: float)    fp64, explicit orders with d[...]; exact (float32), before its certificate
+//   Twofold   double, twice            exact (float64), before its certificate
 //
 // An accumulator that can be joined to an older one has join(); one whose total takes a last step has finish(). To add
 // one: write the struct, give it rows in kernels.cpp and one in summation.hpp. See docs/adding-a-method.md.

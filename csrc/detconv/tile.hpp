@@ -53,7 +53,7 @@ struct TileKernel {
     Side side;
     int lanes, vectors, broadcasts, per_row;
     bool joins;                          // its accumulators can be put on the stack
-    float fused_cycles, rounded_cycles;  // per term, measured; the driver picks the cheapest shape for a problem
+    float fused_cycles, rounded_cycles;  // per term, roughly; the driver picks the cheapest shape for a problem
 
     void (*run)(const Tile&);
     void (*rescue)(const Tile&);  // the same shape with plain accumulators, for methods whose totals are rescued
