@@ -105,8 +105,8 @@ def test_a_table_counts_what_it_says(real: demo.Comparison) -> None:
         assert int(torch) == np.count_nonzero(result.output == output(stand_in, demo.TORCH))
         assert int(loops) == np.count_nonzero(result.output == output(stand_in, demo.LOOPS))
         assert int(exact) == np.count_nonzero(result.output == real.nearest)
-        assert float(largest) == pytest.approx(real.ulps(result.output).max(), abs=0.5)
-        assert float(mean) == pytest.approx(real.ulps(result.output).mean(), abs=0.005)
+        assert largest == demo._figure(real.ulps(result.output).max())
+        assert mean == demo._figure(real.ulps(result.output).mean())
     assert lines[-1].endswith(" 2.50 s")
 
 

@@ -157,8 +157,8 @@ using Rows = Shape<Side::rows, Vectors, Broadcasts, PerRow>;
 template <int Vectors, int Broadcasts, int PerRow = Vectors>
 using Columns = Shape<Side::columns, Vectors, Broadcasts, PerRow>;
 
-// Cycles per term on Zen 4, which adds and multiplies 64 bytes a cycle on separate pipes. Embedded broadcasts (one
-// vector of rows) run at full speed, a broadcast shared by two vectors costs the rounded form a third.
+// Rough cycles per term on Zen 4, which adds and multiplies 64 bytes a cycle on separate pipes. Embedded broadcasts
+// (one vector of rows) run at full speed, a broadcast shared by two vectors costs the rounded form a third.
 #if defined(__AVX512F__)
 using F8 = Lanes<float, 8>;
 constexpr TileKernel tiles[] = {
