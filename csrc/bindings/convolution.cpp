@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "arguments.hpp"
-#include "detconv/dispatch.hpp"
 #include "detconv/narrow.hpp"
 #include "detconv/passes.hpp"
+#include "execution.hpp"
 #include "register.hpp"
 
 namespace py = pybind11;
@@ -164,23 +164,6 @@ void check_grad_output(const py::array& array, const Convolution& g, bool batche
 }
 
 // ---- The calls ----
-
-// Asks Python for a pending Ctrl-C; on the calling thread, which released the GIL.
-bool signal_pending() {
-    const py::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
-}
-
-template <class Work>
-void without_gil(Work&& work) {
-    const Execution execution{dispatch::current(), parallel::num_threads(), signal_pending};
-    try {
-        const py::gil_scoped_release released;
-        work(execution);
-    } catch (const parallel::Interrupted&) {
-        throw py::error_already_set();  // what the signal handler raised
-    }
-}
 
 // Calls work with a float or a double, as the dtype of the array asks.
 template <class Work>

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from detconv.torch.convert import convert as convert
     from detconv.torch.hashing import weights_sha256 as weights_sha256
     from detconv.torch.override import override as override
+    from detconv.verdict.judge import ConvolutionMistake as ConvolutionMistake
+    from detconv.verdict.judge import Verdict as Verdict
+    from detconv.verdict.judge import judge as judge
+    from detconv.verdict.judge import judge_input_gradient as judge_input_gradient
+    from detconv.verdict.judge import judge_weight_gradient as judge_weight_gradient
 
 __all__ = [
     "Summation",
@@ -54,7 +59,12 @@ __version__ = _core.__version__
 
 # What only some need, and where it is: the modules below import torch, or take their time.
 _LATER = {
+    "ConvolutionMistake": "detconv.verdict.judge",
+    "Verdict": "detconv.verdict.judge",
     "convert": "detconv.torch.convert",
+    "judge": "detconv.verdict.judge",
+    "judge_input_gradient": "detconv.verdict.judge",
+    "judge_weight_gradient": "detconv.verdict.judge",
     "nn": "detconv",
     "override": "detconv.torch.override",
     "reference": "detconv",

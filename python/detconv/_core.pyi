@@ -79,6 +79,17 @@ def conv_transpose2d(
     channels_last: bool = False,
     to_odd: bool = False,
 ) -> NDArray[Any]: ...
+def assess(
+    candidate: NDArray[Any],
+    exact: NDArray[Any],
+    magnitude: NDArray[Any],
+    hard: NDArray[Any],
+    likely: NDArray[Any],
+    tiny: NDArray[Any],
+    accumulator: tuple[int, int, int],
+    stored: tuple[int, int, int],
+    finite_operands: bool,
+) -> tuple[NDArray[Any], list[int], float, int]: ...
 def build_info() -> dict[str, object]: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

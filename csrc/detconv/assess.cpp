@@ -1,0 +1,103 @@
+#include "assess.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <mutex>
+
+namespace detconv {
+namespace {
+
+double power_of_two(int exponent) { return std::ldexp(1.0, exponent); }
+
+// The exponent of a positive number; less than any asked for below where it is 0 or subnormal.
+int exponent_of(double magnitude) { return static_cast<int>(std::bit_cast<std::uint64_t>(magnitude) >> 52) - 1023; }
+
+class HalfUlp {
+public:
+    explicit HalfUlp(const Format& f) : format_(f), smallest_(power_of_two(f.smallest - f.digits)) {}
+    // How far a number of this magnitude may be from what was rounded to it.
+    double of(double magnitude) const {
+        const int exponent = exponent_of(magnitude) - format_.digits;
+        // A power of two by its bits; a double has no exponent below -1022, and what is that small is bounded by tiny.
+        if (exponent < -1022) return smallest_;
+        return std::max(std::bit_cast<double>(static_cast<std::uint64_t>(exponent + 1023) << 52), smallest_);
+    }
+
+private:
+    Format format_;
+    double smallest_;
+};
+
+}  // namespace
+
+template <class T>
+Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t* status, int threads,
+                  const parallel::InterruptCheck& interrupted) {
+    const HalfUlp half_ulp(claim.stored);
+    const bool stored_narrower = claim.stored.digits < claim.accumulator.digits;
+    // The numbers that an overflow and an infinity stand for.
+    const double beyond = power_of_two(std::min(claim.stored.overflow, 1023)),
+                 too_large = power_of_two(std::min(claim.accumulator.overflow, 1023));
+
+    auto assess_one = [&](Index i, Index position, double& ratio) {
+        double c = elements.candidate[i], e = elements.exact[i];
+        const double magnitude = elements.magnitude[i];
+        ratio = 0;
+        if (c == e || (std::isnan(c) && std::isnan(e))) return Status::identical;
+        if (!std::isfinite(c) || !std::isfinite(e)) {
+            ratio = HUGE_VAL;
+            // A partial sum may have overflowed, in some order: then everything may have come out.
+            if (claim.finite_operands && !(magnitude < too_large / 2)) return Status::rounding;
+            if (std::isnan(c) || std::isnan(e) || (!claim.finite_operands && std::isinf(e))) return Status::mistake;
+            c = std::clamp(c, -beyond, beyond), e = std::clamp(e, -beyond, beyond);
+        }
+        // The slack covers the rounding of these few operations.
+        const double representation = half_ulp.of(std::abs(e)) + (stored_narrower ? half_ulp.of(std::abs(c)) : 0);
+        const double fixed = claim.tiny[position] + representation, difference = std::abs(c - e);
+        const double bound = (claim.hard[position] * magnitude + fixed) * (1 + 0x1p-48);
+        if (claim.finite_operands && !(magnitude < too_large / 2)) {
+            ratio = std::isfinite(bound) ? difference / bound : 0;
+            return Status::rounding;
+        }
+        ratio = difference / bound;
+        if (difference > bound) return Status::mistake;
+        return difference > claim.likely[position] * magnitude + fixed ? Status::unlikely : Status::rounding;
+    };
+
+    Assessment all;
+    std::mutex lock;
+    std::atomic<Index> next{0};
+    constexpr Index piece = 1 << 14;
+    parallel::Control control(interrupted);
+    parallel::run(static_cast<int>(std::clamp<Index>(elements.count / (4 * piece), 1, threads)), control,
+                  [&](int thread) {
+                      Assessment mine;
+                      for (Index begin; (begin = next.fetch_add(piece)) < elements.count;) {
+                          if (control.should_stop(thread == 0)) return;
+                          const Index end = std::min(begin + piece, elements.count);
+                          Index position = begin % claim.positions;
+                          for (Index i = begin; i < end; ++i) {
+                              double ratio;
+                              const Status s = assess_one(i, position, ratio);
+                              status[i] = static_cast<std::uint8_t>(s);
+                              ++mine.counts[static_cast<std::size_t>(s)];
+                              if (s != Status::identical && (mine.worst_at < 0 || ratio > mine.worst))
+                                  mine.worst = ratio, mine.worst_at = i;
+                              if (++position == claim.positions) position = 0;
+                          }
+                      }
+                      const std::lock_guard guard(lock);
+                      for (std::size_t s = 0; s < all.counts.size(); ++s) all.counts[s] += mine.counts[s];
+                      // The first of the worst, whichever thread met it.
+                      if (mine.worst_at >= 0 && (all.worst_at < 0 || mine.worst > all.worst ||
+                                                 (mine.worst == all.worst && mine.worst_at < all.worst_at)))
+                          all.worst = mine.worst, all.worst_at = mine.worst_at;
+                  });
+    return all;
+}
+
+template Assessment assess(const Elements<float>&, const Claim&, std::uint8_t*, int, const parallel::InterruptCheck&);
+template Assessment assess(const Elements<double>&, const Claim&, std::uint8_t*, int, const parallel::InterruptCheck&);
+
+}  // namespace detconv

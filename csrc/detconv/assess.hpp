@@ -1,0 +1,48 @@
+// Whether roundings explain the difference between two outputs: the elements of a candidate against the exact sums.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "geometry.hpp"
+#include "parallel.hpp"
+
+namespace detconv {
+
+enum class Status : std::uint8_t { identical, rounding, unlikely, mistake };
+
+// A binary floating-point format: digits of precision, the exponent of its smallest normal number and the one that is
+// just too large.
+struct Format {
+    int digits, smallest, overflow;
+};
+
+// What is known of the arithmetic that is claimed. A sum s that it may have computed for an element with magnitude S,
+// at position p of the last two axes, is within hard[p] * S + tiny[p] of the exact sum, whatever the order; and, with
+// the confidence that went into it, within likely[p] * S + tiny[p].
+struct Claim {
+    Index positions;
+    const double *hard, *likely, *tiny;
+    Format accumulator, stored;  // the sum is rounded once from the accumulator's format to that of the outputs
+    bool finite_operands;        // so that infinities and NaN come from overflow alone
+};
+
+template <class T>
+struct Elements {
+    Index count;
+    const T *candidate, *exact, *magnitude;
+};
+
+struct Assessment {
+    std::array<Index, 4> counts{};  // by status
+    double worst = 0;               // largest |candidate - exact| / bound
+    Index worst_at = -1;            // its element; -1: all are identical
+};
+
+// bound[p] of an element: hard[p] * S + tiny[p], and the roundings of the exact sum and the candidate to the outputs'
+// format. S must never be too small. Writes a Status for each element.
+template <class T>
+Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t* status, int threads,
+                  const parallel::InterruptCheck& interrupted);
+
+}  // namespace detconv

@@ -1,0 +1,1 @@
+"""Rounding or mistake? The verdict on an output of a convolution, with proof; see ``detconv.judge``."""

@@ -1,0 +1,134 @@
+"""The verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detconv.verdict.problem import Array
+
+if TYPE_CHECKING:
+    from detconv.verdict.judge import Verdict
+
+_AXES = {
+    "conv2d": ("sample", "output channel", "row", "column"),
+    "conv2d_input": ("sample", "input channel", "row", "column"),
+    "conv2d_weight": ("output channel", "input channel", "kernel row", "kernel column"),
+}
+_WHAT = {"conv2d": "output", "conv2d_input": "input gradient", "conv2d_weight": "weight gradient"}
+
+
+def explain(verdict: Verdict) -> str:
+    """A paragraph for each thing there is to say: the answer, the worst element, how far the proof reaches."""
+    paragraphs = [_answer(verdict), *_worst(verdict), *_special(verdict), *_reach(verdict)]
+    if verdict.status in ("unlikely", "mistake"):
+        paragraphs.append(str(verdict.diagnosis))
+    return "\n\n".join(paragraphs)
+
+
+def _answer(v: Verdict) -> str:
+    size, counts = v.exact.size, v.counts
+    what = f"{v.stored} {_WHAT[v.problem.name]} of shape {v.exact.shape}"
+    if size == 0:
+        return f"Identical: the {what} has no elements."
+    nearest = f"{counts['identical']} of {size} elements are the true sum, rounded once"
+    match v.status:
+        case "identical":
+            return f"Identical: all {size} elements of the {what} are the true sum of their products, rounded once."
+        case "rounding":
+            return (
+                f"Rounding: no element of the {what} is further from its true sum than the roundings of its "
+                f"{_terms(v)} may carry it, whatever the order of the additions. {nearest}; the largest distance is "
+                f"{_share(v)} of its bound."
+            )
+        case "unlikely":
+            return (
+                f"Unlikely: {counts['unlikely']} of {size} elements of the {what} are further from their true sums "
+                f"than roundings would carry any element once in {_odds(v.confidence)} such outputs, if they were "
+                f"random; but there may be an order of the additions that does it, so it is no proof. {nearest}."
+            )
+    return (
+        f"Mistake: {counts['mistake']} of {size} elements of the {what} are further from their true sums than roundings "
+        f"in {v.dtype} can carry them, whatever the order of the additions: this is not rounding. {nearest}."
+    )
+
+
+def _worst(v: Verdict) -> Iterator[str]:
+    at = v.worst_element
+    if at is None:
+        return
+    value, exact = v.candidate[at], v.exact[at]
+    text = (
+        f"The element that is furthest, for its bound: {_place(v, at)}. It is {value:.9g}; its true sum is {exact:.9g}"
+    )
+    if np.isfinite(value) and np.isfinite(exact):
+        magnitude, cancels = float(v.magnitude[at]), float(v.condition[at])
+        text += f", {v.ulps[at]:.3g} units in the last place away. Its terms add up to S = {magnitude:.3g} in magnitude"
+        if cancels > 10:
+            text += f", and cancel to {'nothing' if np.isinf(cancels) else f'one part in {cancels:.3g}'}"
+        text += (
+            f". Roundings may move it by {float(v.bound[at]):.2g} at most (gamma_n * S) and by "
+            f"{float(v.probable_bound[at]):.2g} in all likelihood; it is off by {abs(float(v.error[at])):.2g}"
+        )
+    yield text + "."
+
+
+def _special(v: Verdict) -> Iterator[str]:
+    """Infinities and NaN, where candidate and true sum do not agree about them."""
+    apart = np.isfinite(v.candidate) != np.isfinite(v.exact)
+    if not apart.any():
+        return
+    ours, theirs = ~np.isfinite(v.exact) & apart, ~np.isfinite(v.candidate) & apart
+    if ours.any():
+        text = f"{np.count_nonzero(ours)} elements are finite where the true sum is infinite or NaN"
+        if _skips_padding(v, ours):
+            text += (
+                ": at the border, where an infinite or NaN weight meets the padding. A padded tap is a term of zero, "
+                "and infinity times zero is NaN (IEEE 754); the candidate skips the padding, as some libraries do"
+            )
+        yield text + "."
+    if theirs.any():
+        text = f"{np.count_nonzero(theirs)} elements are infinite or NaN where the true sum is finite"
+        overflows = v.problem.finite and bool((v.magnitude[theirs] >= np.finfo(v.magnitude.dtype).max / 4).any())
+        yield text + (": a partial sum may have overflowed." if overflows else ".")
+
+
+def _skips_padding(v: Verdict, apart: Array) -> bool:
+    """Whether all these elements have padded taps and all numbers that lie inside the image are finite."""
+    if v.problem.name != "conv2d" or not np.isfinite(v.problem.input).all() or np.isfinite(v.problem.weight).all():
+        return False
+    padded = v.problem.terms() < v.problem.terms().max(initial=0)
+    return bool(np.broadcast_to(padded, apart.shape)[apart].all())
+
+
+def _reach(v: Verdict) -> Iterator[str]:
+    """What the proof cannot see."""
+    if v.exact.size == 0 or v.status == "mistake" or not np.isfinite(v.bound).all():
+        return
+    typical = float(np.median(v.bound / np.maximum(v.magnitude / max(float(v.problem.terms().max()), 1), 1e-300)))
+    yield (
+        f"How far this reaches: a fault is proven where it moves an output by more than its bound, here by "
+        f"{float(v.bound.min()):.2g} to {float(v.bound.max()):.2g}, or {typical:.2g} of an average term; where it moves "
+        "all outputs by less, it is too small to be told from rounding."
+    )
+
+
+def _terms(v: Verdict) -> str:
+    terms = v.problem.terms()
+    low, high = int(terms.min()), int(terms.max())
+    return f"{high} terms" if low == high else f"{low} to {high} terms"
+
+
+def _share(v: Verdict) -> str:
+    return f"{100 * v.worst:.2g}%"
+
+
+def _odds(confidence: float) -> str:
+    return f"{1 / (1 - confidence):,.0f}"
+
+
+def _place(v: Verdict, at: tuple[int, ...]) -> str:
+    axes = _AXES[v.problem.name][-len(at) :]
+    return ", ".join(f"{axis} {i}" for axis, i in zip(axes, at, strict=True))
