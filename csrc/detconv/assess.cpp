@@ -15,17 +15,20 @@ int exponent_of(double magnitude) { return static_cast<int>(std::bit_cast<std::u
 
 class HalfUlp {
 public:
-    explicit HalfUlp(const Format& f) : format_(f), smallest_(power_of_two(f.smallest - f.digits)) {}
+    explicit HalfUlp(const Format& f)
+        : digits_(f.digits), smallest_(std::ldexp(1.0, std::max(f.smallest - f.digits, smallest_exponent))) {}
     // How far a number of this magnitude may be from what was rounded to it.
     double of(double magnitude) const {
-        const int exponent = exponent_of(magnitude) - format_.digits;
-        // A power of two by its bits; a double has no exponent below -1022, and what is that small is bounded by tiny.
-        if (exponent < -1022) return smallest_;
-        return std::max(std::bit_cast<double>(static_cast<std::uint64_t>(exponent + 1023) << 52), smallest_);
+        const int exponent = exponent_of(magnitude) - digits_;
+        // A power of two by its bits: ldexp costs more than all the rest of an element.
+        if (exponent >= -1022)
+            return std::max(std::bit_cast<double>(static_cast<std::uint64_t>(exponent + 1023) << 52), smallest_);
+        return std::max(std::ldexp(1.0, std::max(exponent, smallest_exponent)), smallest_);
     }
 
 private:
-    Format format_;
+    static constexpr int smallest_exponent = -1074;  // of a double
+    int digits_;
     double smallest_;
 };
 
@@ -45,22 +48,21 @@ Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t*
         const double magnitude = elements.magnitude[i];
         ratio = 0;
         if (c == e || (std::isnan(c) && std::isnan(e))) return Status::identical;
+        // A partial sum may have overflowed, in some order: then everything may have come out, but for a NaN term.
+        const bool overflows = !(magnitude < too_large / 2);
         if (!std::isfinite(c) || !std::isfinite(e)) {
             ratio = HUGE_VAL;
-            // A partial sum may have overflowed, in some order: then everything may have come out.
-            if (claim.finite_operands && !(magnitude < too_large / 2)) return Status::rounding;
-            if (std::isnan(c) || std::isnan(e) || (!claim.finite_operands && std::isinf(e))) return Status::mistake;
+            if (overflows && !std::isnan(e)) return Status::rounding;
+            // A sum that is infinite without an overflow has an infinite term.
+            if (std::isnan(c) || std::isnan(e) || (std::isinf(e) && magnitude < beyond / 2)) return Status::mistake;
             c = std::clamp(c, -beyond, beyond), e = std::clamp(e, -beyond, beyond);
         }
         // The slack covers the rounding of these few operations.
         const double representation = half_ulp.of(std::abs(e)) + (stored_narrower ? half_ulp.of(std::abs(c)) : 0);
         const double fixed = claim.tiny[position] + representation, difference = std::abs(c - e);
         const double bound = (claim.hard[position] * magnitude + fixed) * (1 + 0x1p-48);
-        if (claim.finite_operands && !(magnitude < too_large / 2)) {
-            ratio = std::isfinite(bound) ? difference / bound : 0;
-            return Status::rounding;
-        }
-        ratio = difference / bound;
+        ratio = std::isfinite(bound) ? difference / bound : 0;
+        if (overflows) return Status::rounding;
         if (difference > bound) return Status::mistake;
         return difference > claim.likely[position] * magnitude + fixed ? Status::unlikely : Status::rounding;
     };

@@ -24,7 +24,6 @@ struct Claim {
     Index positions;
     const double *hard, *likely, *tiny;
     Format accumulator, stored;  // the sum is rounded once from the accumulator's format to that of the outputs
-    bool finite_operands;        // so that infinities and NaN come from overflow alone
 };
 
 template <class T>
@@ -40,7 +39,8 @@ struct Assessment {
 };
 
 // bound[p] of an element: hard[p] * S + tiny[p], and the roundings of the exact sum and the candidate to the outputs'
-// format. S must never be too small. Writes a Status for each element.
+// format. S must never be too small; of terms that are infinite or NaN it says nothing. Writes a Status for each
+// element.
 template <class T>
 Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t* status, int threads,
                   const parallel::InterruptCheck& interrupted);

@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 # Makes up for the roundings, to nearest, of the few operations that compute a bound.
 _UP = 1 + 2.0**-48
 
+_SMALLEST = math.ldexp(1, -1074)  # the smallest float
+
 
 class Format(NamedTuple):
     """A binary floating-point format."""
@@ -32,8 +34,8 @@ class Format(NamedTuple):
 
     @property
     def tiny(self) -> float:
-        """The largest absolute error of a rounding among subnormal numbers; 0 where that is no float."""
-        return math.ldexp(1, self.smallest - self.digits)
+        """The largest absolute error of a rounding among subnormal numbers, or a little more."""
+        return max(math.ldexp(1, self.smallest - self.digits), _SMALLEST)
 
 
 FORMATS = {
@@ -47,7 +49,7 @@ FORMATS = {
 def gamma(n: Array, unit: float) -> Array:
     """gamma_n = n*u / (1 - n*u): a computed sum is within gamma_n * S of the exact one, in whatever order and tree.
 
-    infinite where n*u is 1 or more. N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, SIAM
+    Infinite where n*u is 1 or more. N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, SIAM
     2002, sections 3.1 and 4.2.
     """
     n_u = n * unit
@@ -67,11 +69,12 @@ def probable(n: Array, unit: float, deviations: float) -> Array:
     each other and zero on average. N. J. Higham and T. Mary, "A new approach to probabilistic rounding error analysis",
     SIAM Journal on Scientific Computing 41(5), 2019, theorem 2.4 and section 3.
     """
-    return np.expm1(deviations * np.sqrt(n) * unit + n * (unit * unit / (1 - unit))) * _UP
+    exponent: Array = deviations * np.sqrt(n) * unit + n * (unit * unit / (1 - unit))
+    return np.asarray(np.expm1(exponent) * _UP)
 
 
 def half_ulp(values: Array, stored: Format) -> Array:
     """How far the numbers of a format may be from what was rounded to them."""
     magnitude = np.where(np.isfinite(values), np.abs(values), 0.0)
     exponents = np.maximum(np.frexp(magnitude)[1] - 1, stored.smallest)
-    return np.ldexp(1.0, exponents - stored.digits)
+    return np.maximum(np.ldexp(1.0, exponents - stored.digits), _SMALLEST)

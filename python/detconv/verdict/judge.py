@@ -43,7 +43,7 @@ class Verdict:
             ``"mistake"``: proven: no order of the additions, in the precision that is claimed, gives this value.
         counts: how many elements have each status.
         exact: the true sums, rounded once to the type of the candidate.
-        magnitude: S, the sums of abs(w*x) and abs(bias).
+        magnitude: S, the sums of abs(w*x) and abs(bias); infinities and NaN among the operands count as 0.
         confidence: the probability with which rounding errors, if they are random, carry no element of all beyond its
             ``probable_bound``.
         stored, dtype: the formats of the candidate and of the arithmetic that is claimed.
@@ -66,7 +66,7 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        return next((status for status in reversed(STATUSES) if self.counts[status]), "identical")
+        return max((status for status in STATUSES if self.counts[status]), key=STATUSES.index, default="identical")
 
     @cached_property
     def elements(self) -> Array:
@@ -266,14 +266,17 @@ def judge_problem(
     if values.shape != exact.shape:
         raise ValueError(f"candidate must have the shape of the output, {exact.shape}; got {values.shape}")
     magnitude = problem.magnitude()
-    hard, likely, tiny, _ = _limits(problem, dtype, confidence, exact.size)
+    hard, likely, tiny = _limits(problem, dtype, confidence, exact)
     common = np.result_type(values, exact, magnitude)
     codes, counts, worst, worst_at = _core.assess(
-        *(np.ascontiguousarray(array, common) for array in (values, exact, magnitude)),
-        *(np.ascontiguousarray(limit) for limit in (hard, likely, tiny)),
-        tuple(FORMATS[dtype]),
-        tuple(FORMATS[stored]),
-        problem.finite,
+        np.ascontiguousarray(values, common),
+        np.ascontiguousarray(exact, common),
+        np.ascontiguousarray(magnitude, common),
+        hard,
+        likely,
+        tiny,
+        FORMATS[dtype],
+        FORMATS[stored],
     )
     element = None if worst_at < 0 else tuple(int(i) for i in np.unravel_index(worst_at, exact.shape))
     return Verdict(
@@ -294,14 +297,14 @@ def judge_problem(
     )
 
 
-def _limits(problem: Problem, dtype: str, confidence: float, sums: int) -> tuple[Array, Array, Array, float]:
-    """hard, likely and tiny by position, and how many deviations the confidence is."""
-    n, claimed = problem.terms(), FORMATS[dtype]
-    own = FORMATS[problem.element_type]  # in which S is computed: never too small by more than this
-    deviations = bounds.deviation(float(n.max(initial=1)), sums, confidence)
+def _limits(problem: Problem, dtype: str, confidence: float, exact: Array) -> tuple[Array, Array, Array]:
+    """hard, likely and tiny, by position: the bounds of an element are hard * S + tiny and likely * S + tiny."""
+    n, claimed, own = problem.terms(), FORMATS[dtype], FORMATS[problem.element_type]
+    deviations = bounds.deviation(float(n.max(initial=1)), exact.size, confidence)
+    # S is computed in the operands' format, and may be too small by its own roundings.
     too_small = 1 + bounds.gamma(n, own.unit)
-    # A float32 of float64 operands is the exact sum rounded twice, first to float64.
-    hard = bounds.gamma(n, claimed.unit) * too_small + 2.0**-52
-    likely = np.minimum(hard, bounds.probable(n, claimed.unit, deviations) * too_small + 2.0**-52)
-    tiny = n * (claimed.tiny + hard * own.tiny) * 2
-    return hard, likely, tiny, deviations
+    # Sums of float64 that are stored in less were rounded twice, first to float64.
+    twice = 2.0**-52 if problem.element_type == "float64" != exact.dtype.name else 0
+    hard = bounds.gamma(n, claimed.unit) * too_small + twice
+    likely = np.minimum(hard, bounds.probable(n, claimed.unit, deviations) * too_small + twice)
+    return hard, likely, 2 * n * (claimed.tiny + hard * own.tiny)

@@ -97,15 +97,17 @@ class Problem:
 
     def exact(self, stored: str) -> Array:
         """The sums rounded to a format, half numbers as float32: once, or to float64 before where the arrays are."""
-        exact = Summation.of("exact")._compiled
+        exact = Summation.of("exact samples=sequence")._compiled  # one rounding, not one for each sample
         call = getattr(_core, self.name)
         if stored in ("float16", "bfloat16"):
             return widened(_core.narrow(call(*self.arguments, exact, to_odd=True), stored), stored)
         return cast("Array", call(*self.arguments, exact).astype(stored, copy=False))
 
     def magnitude(self) -> Array:
-        """S, the sums of abs(w*x) and abs(bias), as computed: within gamma_n of themselves."""
-        return self.mapped(np.abs).run("naive")
+        """S, the sums of abs(w*x) and abs(bias), within gamma_n of themselves; infinities and NaN count as 0."""
+        if self.finite:
+            return self.mapped(np.abs).run("naive")
+        return self.mapped(lambda array: np.where(np.isfinite(array), np.abs(array), 0)).run("naive")
 
     def terms(self) -> Array:
         """How many terms an output has that are no padding, at each position of the last two axes; float64.
@@ -115,8 +117,8 @@ class Problem:
         one = {name: np.ones((1, 1, *array.shape[-2:])) for name, array in self._arrays() if name != "bias"}
         sizes = {name: (1, 1, *getattr(self, name)[-2:]) for name in _NAMES[self.name] if name.endswith("_size")}
         plane = self.having(**one, **sizes, groups=1, **({"bias": None} if self.name == "conv2d" else {}))
-        counts = plane.run("naive")[0, 0]
-        return counts * self._sums_beside() + (self.name == "conv2d" and self.bias is not None)
+        counts = plane.run("naive")[0, 0] * self._sums_beside()
+        return np.asarray(counts + (self.name == "conv2d" and self.bias is not None))
 
     def _sums_beside(self) -> int:
         """How often the terms of one plane occur in a sum."""
