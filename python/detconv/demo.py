@@ -23,6 +23,7 @@ import numpy as np
 
 from detconv import _core
 from detconv.catalogue import KNOWN_ORDERS, KnownOrder
+from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, plain
 from detconv.functional import conv2d
 from detconv.routes import NUMPY, Array, Layer, Route, loops, torch_routes
 
@@ -382,9 +383,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 # ---- The picture ----
 
-INK, GREY = "#222222", "#666666"
-# Okabe and Ito's colours, told apart by all forms of colour vision.
-COLORS = {LOOPS: "#D55E00", "NumPy": "#E69F00", TORCH: "#0072B2", "detconv": "#009E73"}
+COLORS = {LOOPS: VERMILION, "NumPy": ORANGE, TORCH: BLUE, "detconv": GREEN}
 
 
 def _picture_path(text: str) -> Path:
@@ -446,7 +445,7 @@ def _draw_by_route(axes: Axes, real: Comparison) -> None:
     axes.set_yticks(-np.arange(len(real.results)) + 0.16, [result.name for result in real.results], fontsize=11)
     axes.set_xlabel("distance from the exact sum, in units in the last place (ulp)", fontsize=11, color=INK)
     axes.set_title(f"All {real.exact.size} outputs, by route", loc="left", fontsize=13, color=INK, pad=12)
-    _plain(axes)
+    plain(axes)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
@@ -474,13 +473,7 @@ def _draw_by_cancellation(axes: Axes, real: Comparison) -> None:
     axes.set_xlabel("what is left of a sum when its products cancel: |y| / S", fontsize=11, color=INK)
     axes.set_ylabel("relative error", fontsize=11, color=INK)
     axes.set_title("Why a relative tolerance fails", loc="left", fontsize=13, color=INK, pad=12)
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(which="both", color=GREY, labelcolor=INK)
+    plain(axes)
 
 
 def _color(name: str) -> str:

@@ -86,6 +86,10 @@ class Problem:
             made[names.index(name)] = value
         return replace(self, arguments=tuple(made))
 
+    def named(self) -> list[tuple[str, Any]]:
+        """The arguments with their names."""
+        return list(zip((*_NAMES[self.name], *_GEOMETRY), self.arguments, strict=True))
+
     @property
     def element_type(self) -> str:
         return str(next(array.dtype.name for _, array in self._arrays()))
