@@ -23,6 +23,7 @@ import numpy as np
 
 from detconv import _core
 from detconv.catalogue import KNOWN_ORDERS, KnownOrder
+from detconv.console import WIDTH, wrapped
 from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, plain
 from detconv.functional import conv2d
 from detconv.routes import NUMPY, Array, Layer, Route, loops, torch_routes
@@ -30,7 +31,6 @@ from detconv.routes import NUMPY, Array, Layer, Route, loops, torch_routes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 98
 RTOL, RTOL_TEXT = 1e-4, "1e-4"  # a tolerance in common use
 LOOPS, TORCH, IN_TORCHS_ORDER = "the forum's loops", "torch", "detconv in torch's order"
 
@@ -60,7 +60,7 @@ def run(namespace: argparse.Namespace) -> int:
         print("\n" + "\n".join(table(comparison)))
     print("\n" + "\n".join(answer(real, integer)))
     if missing:
-        print("\n" + _wrapped(f"Left out: torch's rows and columns ({missing}). pip install torch brings them."))
+        print("\n" + wrapped(f"Left out: torch's rows and columns ({missing}). pip install torch brings them."))
     if not namespace.no_plot:
         print("\n" + _draw(real, namespace.output))
     return 0
@@ -288,21 +288,21 @@ def answer(real: Comparison, integer: Comparison) -> Iterator[str]:
         yield _point(_cancellation(real, torch))
 
     yield ""
-    yield _wrapped(
+    yield wrapped(
         "How should the additions be ordered? No order is the right one; what counts is that it is written down. "
         f"These summations give all {size} outputs bit for bit:"
     )
     yield ""
     yield from _orders(real)
     yield ""
-    yield _wrapped(
+    yield wrapped(
         "They are read so: order=kh,kw,c names the loops over the products, outermost first; without it they are "
         "c,kh,kw. A product enters its accumulator by one fused multiply-add, or is rounded first: products=rounded. "
         "The bias comes last. In an order that is spelt out, f7 is product 7 fused, m7 the same rounded first, [...] "
         "an accumulator of its own, then added, and 16x(+25){...} sixteen copies, the numbers rising by 25."
     )
     yield ""
-    yield _wrapped(
+    yield wrapped(
         "detconv.conv2d(..., summation=TEXT) gives the bits of such a text on every machine, on any number of threads. "
         'summation="exact" has the least error: each output is the float32 nearest to the exact sum.'
     )
@@ -352,10 +352,6 @@ def _orders(real: Comparison) -> Iterator[str]:
 
 def _point(text: str) -> str:
     return textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
 def _figure(ulps: float) -> str:

@@ -146,6 +146,7 @@ class Verdict:
 
     def raise_if_mistake(self) -> None:
         """Raise ConvolutionMistake, an AssertionError, with the explanation where an element is a mistake."""
+        __tracebackhide__ = True  # pytest shows the line that called
         if self.status == "mistake":
             mistake = ConvolutionMistake(self.explain())
             mistake.verdict = self

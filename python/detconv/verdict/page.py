@@ -27,36 +27,33 @@ _MEANING = {
     "mistake": "beyond the bound: no order of the additions does that",
 }
 
-# The colours are those of the pictures, darker or lighter where text needs more contrast.
+# Colours that stand out enough from a white and from a black page, in large letters: 3:1 and more (WCAG 2.1, 1.4.3).
 _STYLE = """
-.detconv { font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word;
-  --identical: #0072B2; --rounding: #00704F; --unlikely: #8A5A00; --mistake: #B34700; --line: #8886; }
+.detconv { font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 .detconv .verdict { font-size: 2.2em; line-height: 1.2; margin: 0 0 .5em; padding-left: .4em;
   border-left: .25em solid currentColor; }
-.detconv .identical { color: var(--identical) } .detconv .rounding { color: var(--rounding) }
-.detconv .unlikely { color: var(--unlikely) } .detconv .mistake { color: var(--mistake) }
-.detconv p { white-space: pre-line; max-width: 46em; }
+.detconv .identical { color: #0072B2 } .detconv .rounding { color: #008F68 }
+.detconv .unlikely { color: #B07800 } .detconv .mistake { color: #D55E00 }
+.detconv p { white-space: pre-wrap; max-width: 46em; }
 .detconv .wide { overflow-x: auto; }
 .detconv table { border-collapse: collapse; margin: .5em 0 1.5em; font-size: .94em; }
 .detconv caption { text-align: left; font-weight: 600; padding: .3em 0; }
-.detconv th, .detconv td { padding: .25em .8em; border-bottom: 1px solid var(--line); text-align: left;
+.detconv th, .detconv td { padding: .25em .8em; border-bottom: 1px solid #8886; text-align: left;
   vertical-align: top; }
+.detconv th[scope=row] { white-space: nowrap; }
 .detconv td.number, .detconv th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 """
-_DARK = """
---identical: #6CB8E8; --rounding: #4CC9A0; --unlikely: #F0B840; --mistake: #FF8A50;
-"""
-_PAGE_STYLE = f"""
-:root {{ color-scheme: light dark; }}
-body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem; background: #fff; color: #222; }}
-h2 {{ margin-top: 2em; font-size: 1.3em; }}
-figure {{ margin: 0; }} figcaption {{ font-size: .9em; }}
-.pictures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem; }}
-img {{ width: 100%; height: auto; background: #fff; border-radius: 4px; }}
-footer {{ margin-top: 3em; font-size: .9em; }}
-@media (prefers-color-scheme: dark) {{
-  body {{ background: #16181b; color: #e6e6e6; }} .detconv {{ {_DARK} }}
-}}
+_PAGE_STYLE = """
+:root { color-scheme: light dark; }
+body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; background: #fff; color: #222; }
+h2 { margin-top: 2em; font-size: 1.3em; }
+figure { margin: 0; } figcaption { font-size: .9em; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem; }
+img { width: 100%; height: auto; background: #fff; border-radius: 4px; }
+footer { margin-top: 3em; font-size: .9em; }
+@media (prefers-color-scheme: dark) {
+  body { background: #16181b; color: #e6e6e6; }
+}
 """
 
 

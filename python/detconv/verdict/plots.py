@@ -129,11 +129,10 @@ def _scale() -> tuple[Colormap, Normalize]:
 def _words_for_map(shares: Array, names: str) -> str:
     beyond = int((shares > 1).sum())
     text = f"A map of {shares.shape[0]} by {shares.shape[1]} {names}. Each shows its largest error divided by its bound"
-    return f"{text}: {beyond} are beyond the bound, and the largest is {_times(float(shares.max()))} the bound."
-
-
-def _times(share: float) -> str:
-    return "infinitely many times" if np.isinf(share) else f"{share:.2g} times"
+    largest = float(shares.max())
+    return f"{text}: {beyond} are beyond the bound; the largest is " + (
+        "infinite." if np.isinf(largest) else f"{largest:.2g} times the bound."
+    )
 
 
 # ---- Histogram ----

@@ -1,0 +1,17 @@
+"""Text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+
+WIDTH = 98
+
+
+def wrapped(text: str) -> str:
+    """The text in lines of at most WIDTH; its own lines and their indentation stay."""
+    return "\n".join(_wrapped_line(line) for line in text.splitlines())
+
+
+def _wrapped_line(line: str) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
