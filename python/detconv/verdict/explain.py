@@ -17,16 +17,27 @@ _AXES = {
     "conv2d": ("sample", "output channel", "row", "column"),
     "conv2d_input": ("sample", "input channel", "row", "column"),
     "conv2d_weight": ("output channel", "input channel", "kernel row", "kernel column"),
+    "conv_transpose2d": ("sample", "output channel", "row", "column"),
 }
-WHAT = {"conv2d": "output", "conv2d_input": "input gradient", "conv2d_weight": "weight gradient"}
+WHAT = {
+    "conv2d": "output",
+    "conv2d_input": "input gradient",
+    "conv2d_weight": "weight gradient",
+    "conv_transpose2d": "output",
+}
 
 
 def explain(verdict: Verdict) -> str:
     """A paragraph for each thing there is to say: the answer, the worst element, how far the proof reaches."""
     paragraphs = [_answer(verdict), *_worst(verdict), *_special(verdict), *_reach(verdict)]
-    if verdict.status in ("unlikely", "mistake"):
+    if is_diagnosed(verdict):
         paragraphs.append(str(verdict.diagnosis))
     return "\n\n".join(paragraphs)
+
+
+def is_diagnosed(verdict: Verdict) -> bool:
+    """Whether there is something to diagnose; the hypotheses are about conv2d and its gradients."""
+    return verdict.status in ("unlikely", "mistake") and verdict.problem.name != "conv_transpose2d"
 
 
 def axes(verdict: Verdict) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detconv.verdict.explain import is_diagnosed
+
 if TYPE_CHECKING:
     from detconv.verdict.judge import Verdict
 
@@ -34,7 +36,7 @@ def record(verdict: Verdict) -> dict[str, Any]:
         "worst": _worst(v),
         "bound": _range(v.bound),
         "probable_bound": _range(v.probable_bound),
-        "diagnosis": str(v.diagnosis) if v.status in ("unlikely", "mistake") else None,
+        "diagnosis": str(v.diagnosis) if is_diagnosed(v) else None,
         "explanation": v.explain(),
     }
 
