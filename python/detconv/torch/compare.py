@@ -240,9 +240,7 @@ class _Call:
                 x, padding = functional.pad(input.to(wide), sides, mode=mode), 0
             return Problem.of("conv2d", x, weight, bias, stride, padding, dilation, groups)
         if bias is None:
-            return Problem.of(
-                "conv2d_input", tuple(self.output.shape), weight, x, stride, padding, dilation, groups
-            )
+            return Problem.of("conv2d_input", tuple(self.output.shape), weight, x, stride, padding, dilation, groups)
         extra = self._output_padding(input)
         return Problem.of("conv_transpose2d", x, weight, bias, stride, padding, extra, groups, dilation)
 
@@ -312,15 +310,14 @@ def _recorder(which: str, name: str, run: _Run) -> Callable[..., None]:
         geometry["pad"] = (module.padding_mode, module._reversed_padding_repeated_twice) if padded else None
         kind = "Conv2d" if isinstance(module, torch.nn.Conv2d) else "ConvTranspose2d"
         # Copies: later layers may write into them, a ReLU(inplace=True) say.
-        x, weight, bias, y = (_on_cpu(t) for t in (input, module.weight, module.bias, output))
-        assert x is not None and weight is not None and y is not None
-        run.calls.append(_Call(called, kind, x, weight, bias, y, geometry))
+        bias = None if module.bias is None else _on_cpu(module.bias)
+        run.calls.append(_Call(called, kind, _on_cpu(input), _on_cpu(module.weight), bias, _on_cpu(output), geometry))
 
     return record
 
 
-def _on_cpu(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to("cpu", copy=True)
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _reason_against(module: torch.nn.Module) -> str | None:
@@ -498,7 +495,9 @@ def _report(comparison: Comparison) -> Iterator[str]:
 
 def _layer_record(layer: Layer) -> dict[str, Any]:
     def side(judged: Judged | None) -> dict[str, Any] | None:
-        return judged and {
+        if judged is None:
+            return None
+        return {
             "status": judged.status,
             "counts": judged.counts,
             "worst": number(judged.worst),
@@ -532,9 +531,9 @@ def _plot(comparison: Comparison) -> Figure:
     axes = figure.subplots()
     places = np.arange(len(layers))
     finite = [d for layer in layers for d in (layer.input_difference, layer.output_difference) if 0 < d < np.inf]
-    low, high = (min(finite) / 4, max(finite) * 4) if finite else (1e-9, 1.0)
+    high = 4 * max(finite, default=1.0)  # where what is infinite goes
     outputs, inputs = (
-        np.clip([getattr(layer, name) for layer in layers], low, high)
+        np.minimum([getattr(layer, name) for layer in layers], high)
         for name in ("output_difference", "input_difference")
     )
     axes.plot(places, inputs, "o", markersize=4, markerfacecolor="white", color=GREY, label="inputs")
@@ -543,7 +542,8 @@ def _plot(comparison: Comparison) -> Figure:
     for chosen, color, label in ((~wrong, GREEN, "outputs, rounding"), (wrong, VERMILION, "outputs, a mistake")):
         if chosen.any():
             axes.plot(places[chosen], outputs[chosen], "o", markersize=6, color=color, label=label)
-    axes.set(yscale="log", ylim=(low / 1.5, high * 1.5))
+    axes.set_yscale("symlog", linthresh=min(finite, default=1e-8) / 2, linscale=0.5)  # 0 has its place
+    axes.set_ylim(0, high * 1.5)
     step = -(-len(layers) // 60)
     axes.set_xticks(places[::step], [layer.name for layer in layers][::step], rotation=90, fontsize=8)
     axes.set_ylabel("relative difference of the models", fontsize=11, color=INK)

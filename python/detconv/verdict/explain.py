@@ -67,8 +67,8 @@ def _answer(v: Verdict) -> str:
                 f"random; but there may be an order of the additions that does it, so it is no proof. {nearest}."
             )
     return (
-        f"Mistake: {counts['mistake']} of {size} elements of the {what} are further from their true sums than roundings "
-        f"in {v.dtype} can carry them, whatever the order of the additions: this is not rounding. {nearest}."
+        f"Mistake: {counts['mistake']} of {size} elements of the {what} are further from their true sums than "
+        f"roundings in {v.dtype} can carry them, whatever the order of the additions: this is not rounding. {nearest}."
     )
 
 
@@ -127,8 +127,8 @@ def _reach(v: Verdict) -> Iterator[str]:
     typical = float(np.median(v.bound / np.maximum(v.magnitude / max(float(v.problem.terms().max()), 1), 1e-300)))
     yield (
         f"How far this reaches: a fault is proven where it moves an output by more than its bound, here by "
-        f"{float(v.bound.min()):.2g} to {float(v.bound.max()):.2g}, or {typical:.2g} of an average term; where it moves "
-        "all outputs by less, it is too small to be told from rounding."
+        f"{float(v.bound.min()):.2g} to {float(v.bound.max()):.2g}, or {typical:.2g} of an average term; where it "
+        "moves all outputs by less, it is too small to be told from rounding."
     )
 
 

@@ -136,10 +136,10 @@ def _worst(v: Verdict) -> Iterator[str]:
                 str(v.elements[at]),
             )
         )
-    names = (", ".join(axes(v)), "value", "true sum", "error", "in ulp", "S", "bound", "probable bound", "error / bound")
+    numbers = ("value", "true sum", "error", "in ulp", "S", "bound", "probable bound", "error / bound")
     yield from _table(
         f"The {len(rows)} of {off.size} elements that are off with the largest error for their bound",
-        (*names, "status"),
+        (", ".join(axes(v)), *numbers, "status"),
         rows,
     )
 
@@ -168,9 +168,9 @@ def _bound(v: Verdict) -> Iterator[str]:
     digits = FORMATS[v.dtype].digits
     yield "<p>"
     yield (
-        f"An element is the sum of n terms, its products and the bias. u = 2<sup>-{digits}</sup> is the largest relative "
-        f"error of one rounding in {escape(v.dtype)}. In whatever order and tree the terms are added, and whether "
-        "products are rounded or fused, no term meets more than n roundings; so the computed sum is within"
+        f"An element is the sum of n terms, its products and the bias. u = 2<sup>-{digits}</sup> is the largest "
+        f"relative error of one rounding in {escape(v.dtype)}. In whatever order and tree the terms are added, and "
+        "whether products are rounded or fused, no term meets more than n roundings; so the computed sum is within"
     )
     yield "</p>"
     yield "<p><i>bound</i> = &gamma;<sub>n</sub> S, &gamma;<sub>n</sub> = n u / (1 - n u), S = &sum; |w x| + |bias|</p>"
@@ -202,7 +202,9 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[object]])
         yield f"<thead><tr>{''.join(cells)}</tr></thead>"
     yield "<tbody>"
     for first, *others in rows:
-        cells = (f"<td{_class(number)}>{escape(str(cell))}</td>" for cell, number in zip(others, numeric[1:], strict=True))
+        cells = (
+            f"<td{_class(number)}>{escape(str(cell))}</td>" for cell, number in zip(others, numeric[1:], strict=True)
+        )
         yield f'<tr><th scope="row">{escape(str(first))}</th>{"".join(cells)}</tr>'
     yield "</tbody></table></div>"
 

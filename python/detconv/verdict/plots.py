@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,9 +40,9 @@ def plot(verdict: Verdict) -> Figure:
         ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(13, 9), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, hspace=0.04)  # type: ignore[union-attr]
+    figure = Figure(figsize=(13, 9), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     figure.suptitle(headline(verdict), x=0.015, ha="left", fontsize=19, color=INK)
     if verdict.exact.size:
         for place, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
@@ -100,7 +100,7 @@ def _draw_map(place: Axes, shares: Array, names: tuple[str, ...]) -> None:
 
     colors, norm = _scale()
     height, width = shares.shape
-    aspect = "equal" if 1 / 3 < height / width < 3 else "auto"
+    aspect: Literal["equal", "auto"] = "equal" if 1 / 3 < height / width < 3 else "auto"
     shown = place.imshow(
         np.clip(shares, 0.5 / _FACTOR, 2 * _FACTOR), cmap=colors, norm=norm, aspect=aspect, interpolation="nearest"
     )
@@ -112,7 +112,7 @@ def _draw_map(place: Axes, shares: Array, names: tuple[str, ...]) -> None:
         place.set_yticks([])
     bar = place.figure.colorbar(shown, ax=place, extend="both", shrink=0.9, pad=0.02)
     bar.set_label("largest error / bound", fontsize=10, color=INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.axhline(1, color=INK, linewidth=1.2)
     bar.ax.tick_params(which="both", color=GREY, labelcolor=INK)
 
