@@ -323,9 +323,9 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 def _reason_against(module: torch.nn.Module) -> str | None:
     """Why a convolution cannot be compared; None for one that can be, and for what is none."""
     if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and isinstance(module, _ConvNd):
-        codes = [getattr(module, name, None) for name in ("forward", "_conv_forward")]
-        own = [c for c in codes if c is not None and getattr(c, "__func__", c) not in _PLAIN]
-        return f"it has its own {own[0].__name__}" if own else None
+        codes = {name: getattr(module, name) for name in ("forward", "_conv_forward") if hasattr(module, name)}
+        own = [name for name, code in codes.items() if getattr(code, "__func__", code) not in _PLAIN]
+        return f"it has its own {own[0]}" if own else None
     reason = examine(module)[1]
     return None if reason is None else reason.partition(":")[0]
 
