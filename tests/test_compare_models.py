@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_a_kernel_that_is_flipped_is_named(name: str, net: Any, x: Tensor) -> No
     assert not first.same_parameters
     assert first.b_as_a.verdict.status == "mistake"  # type: ignore[union-attr]
     assert f"more than rounding: {name}." in str(comparison)
-    assert "not the same convolution: the parameters differ" in str(comparison)
+    assert "not the same convolution: the parameters differ" in " ".join(str(comparison).split())
 
 
 def test_a_layer_that_computes_wrongly_is_named(net: Any, x: Tensor) -> None:
@@ -170,6 +171,21 @@ def test_other_parameters(change: str, net: Any, x: Tensor) -> None:
         assert alone == [(model, name) for model in "ab" for name in NAMES[3:]]
     else:
         assert wrong(comparison) == {"bias": ["twice", "twice (call 2)"], "padding mode": ["first"]}[change]
+
+
+def test_a_difference_between_the_convolutions_is_pointed_at(net: Any, x: Tensor) -> None:
+    def between(model: Any) -> None:
+        model.norm.eps = 0.1
+
+    comparison = detconv.compare_models(net, changed(net, between), x)
+    assert comparison.first_mistake is None
+    text = " ".join(str(comparison).split())
+    assert re.search(r"Between first and twice the difference grows to \S+, \S+ times what it was", text)
+    assert text.count("difference grows") == 1
+    converted, _ = detconv.convert(copy.deepcopy(net))
+    assert "difference grows" not in str(detconv.compare_models(net, converted, x))
+    end = detconv.compare_models(net, changed(net, lambda model: model.line.bias.add_(1)), x)
+    assert "Behind plain the difference grows" in str(end)
 
 
 def test_layers_are_matched_by_calls_and_shapes(x: Tensor) -> None:

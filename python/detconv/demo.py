@@ -23,7 +23,7 @@ import numpy as np
 
 from detconv import _core
 from detconv.catalogue import KNOWN_ORDERS, KnownOrder
-from detconv.console import WIDTH, wrapped
+from detconv.console import WIDTH, progress, wrapped
 from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, plain
 from detconv.functional import conv2d
 from detconv.routes import NUMPY, Array, Layer, Route, loops, torch_routes
@@ -52,7 +52,7 @@ def run(namespace: argparse.Namespace) -> int:
     """Print the tables and the answer, draw the picture, and return 0."""
     torch, missing = _torch()
     print("\n".join(_heading()))
-    with _progress() as say:
+    with progress() as say:
         real = measured("Real values, standard normal", real_layer(), torch, say)
         integer = measured("Integers from -10 to 10, whose sums are exact in float32", integer_layer(), torch, say)
     real, integer = in_torchs_order(real, integer)
@@ -360,21 +360,6 @@ def _figure(ulps: float) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.2f} ms"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on a terminal that says what is being computed, and goes away."""
-    show = sys.stderr.isatty()
-
-    def say(text: str) -> None:
-        if show:
-            print(f"\r{text[:WIDTH]:{WIDTH}}", end="\r", file=sys.stderr, flush=True)
-
-    try:
-        yield say
-    finally:
-        say("")
 
 
 # ---- The picture ----

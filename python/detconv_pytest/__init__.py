@@ -30,17 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--detconv-html must be a directory; got {directory}")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
+@pytest.hookimpl(hookwrapper=True)  # the newer kind of wrapper would break runs of pytest 7
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    report = (yield).get_result()
     directory = _directory(item.config)
     if directory is not None and report.failed and call.excinfo is not None:
         verdict = _verdict(call.excinfo.value)
         if verdict is not None:
             report.sections.append(("detconv", _write(verdict, directory, f"{item.nodeid}-{call.when}")))
-    return report
 
 
 def _directory(config: pytest.Config) -> Path | None:

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from detconv import nn
+from detconv.console import progress, wrapped
 from detconv.torch.convert import examine, modules
 from detconv.torch.tensors import ELEMENT_TYPES
 from detconv.verdict.bounds import CONFIDENCE, FORMATS, half_ulp
@@ -26,6 +27,10 @@ from detconv.verdict.record import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# The factor by which a difference grows between two convolutions that is worth a word: activations and normalisations
+# of rounded inputs stay far below.
+_JUMP = 1e3
 
 # Code that computes a convolution and nothing else.
 _PLAIN = {
@@ -210,8 +215,12 @@ def compare_models(
     def judged(output: Tensor, problem: Problem) -> Judged:
         return Judged.of(judge_problem(output, problem, dtype, confidence))
 
-    layers = tuple(_compared(a, b, judged) for a, b in pairs)
-    return Comparison(layers, (*run_a.skipped, *run_b.skipped, *alone), _output_difference(run_a, run_b))
+    layers = []
+    with progress() as say:
+        for a, b in pairs:
+            say(f"judging {a.name}")
+            layers.append(_compared(a, b, judged))
+    return Comparison(tuple(layers), (*run_a.skipped, *run_b.skipped, *alone), _output_difference(run_a, run_b))
 
 
 # ---- Running ----
@@ -486,11 +495,28 @@ def _report(comparison: Comparison) -> Iterator[str]:
         yield "No convolution differs by more than rounding."
     else:
         yield f"The first convolution whose difference is more than rounding: {first.name}.\n"
-        yield first.explain()
+        yield wrapped(first.explain())
+    yield from _elsewhere(comparison)
     if comparison.skipped:
         yield ""
         yield "Not compared:"
         yield from (f"  model {line.model}: {line.name}: {line.reason}" for line in comparison.skipped)
+
+
+def _elsewhere(comparison: Comparison) -> Iterator[str]:
+    """Where the models drift apart between convolutions, before the first mistake, as no rounding of theirs does."""
+    before, largest = "the inputs", 2.0**-24
+    for layer in comparison.layers:
+        if layer.input_difference > _JUMP * largest:
+            yield wrapped(
+                f"Between {before} and {layer.name} the difference grows to {layer.input_difference:.1e}, "
+                f"{layer.input_difference / largest:.2g} times what it was: look at what lies between them."
+            )
+        if layer.status == "mistake":
+            return
+        before, largest = layer.name, max(largest, layer.input_difference, layer.output_difference)
+    if comparison.output_difference is not None and comparison.output_difference > _JUMP * largest:
+        yield f"Behind {before} the difference grows: look at what lies between it and the end."
 
 
 def _layer_record(layer: Layer) -> dict[str, Any]:
