@@ -166,13 +166,11 @@ def _as_text(value: object) -> str:
 
 def _bound(v: Verdict) -> Iterator[str]:
     digits = FORMATS[v.dtype].digits
-    yield "<p>"
     yield (
-        f"An element is the sum of n terms, its products and the bias. u = 2<sup>-{digits}</sup> is the largest "
+        f"<p>An element is the sum of n terms, its products and the bias. u = 2<sup>-{digits}</sup> is the largest "
         f"relative error of one rounding in {escape(v.dtype)}. In whatever order and tree the terms are added, and "
-        "whether products are rounded or fused, no term meets more than n roundings; so the computed sum is within"
+        "whether products are rounded or fused, no term meets more than n roundings; so the computed sum is within</p>"
     )
-    yield "</p>"
     yield "<p><i>bound</i> = &gamma;<sub>n</sub> S, &gamma;<sub>n</sub> = n u / (1 - n u), S = &sum; |w x| + |bias|</p>"
     yield (
         "<p>of the true sum (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, SIAM 2002, "
