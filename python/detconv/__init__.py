@@ -29,6 +29,7 @@ from detconv.summation import Summation
 if TYPE_CHECKING:
     from detconv import nn as nn
     from detconv import reference as reference
+    from detconv.torch.compare import compare_models as compare_models
     from detconv.torch.convert import convert as convert
     from detconv.torch.hashing import weights_sha256 as weights_sha256
     from detconv.torch.override import override as override
@@ -61,6 +62,7 @@ __version__ = _core.__version__
 _LATER = {
     "ConvolutionMistake": "detconv.verdict.judge",
     "Verdict": "detconv.verdict.judge",
+    "compare_models": "detconv.torch.compare",
     "convert": "detconv.torch.convert",
     "judge": "detconv.verdict.judge",
     "judge_input_gradient": "detconv.verdict.judge",

@@ -1,4 +1,4 @@
-"""The command line: ``detconv info`` and ``detconv demo``."""
+"""The command line: ``detconv info``, ``demo``, ``judge``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from detconv import demo
+    from detconv.verdict import command as judge
 
     parser = argparse.ArgumentParser("detconv", description="Deterministic conv2d whose summation is written down.")
     parser.add_argument("--version", action="version", version=f"detconv {_core.__version__}")
@@ -32,6 +33,10 @@ def _parser() -> argparse.ArgumentParser:
     parser_demo = commands.add_parser("demo", help=help_demo, description=help_demo)
     demo.add_arguments(parser_demo)
     parser_demo.set_defaults(run=demo.run)
+
+    parser_judge = commands.add_parser("judge", help=judge.HELP, description=judge.DESCRIPTION)
+    judge.add_arguments(parser_judge)
+    parser_judge.set_defaults(run=judge.run)
     return parser
 
 

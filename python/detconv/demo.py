@@ -23,13 +23,14 @@ import numpy as np
 
 from detconv import _core
 from detconv.catalogue import KNOWN_ORDERS, KnownOrder
+from detconv.console import WIDTH, progress, wrapped
+from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, plain
 from detconv.functional import conv2d
 from detconv.routes import NUMPY, Array, Layer, Route, loops, torch_routes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 98
 RTOL, RTOL_TEXT = 1e-4, "1e-4"  # a tolerance in common use
 LOOPS, TORCH, IN_TORCHS_ORDER = "the forum's loops", "torch", "detconv in torch's order"
 
@@ -51,7 +52,7 @@ def run(namespace: argparse.Namespace) -> int:
     """Print the tables and the answer, draw the picture, and return 0."""
     torch, missing = _torch()
     print("\n".join(_heading()))
-    with _progress() as say:
+    with progress() as say:
         real = measured("Real values, standard normal", real_layer(), torch, say)
         integer = measured("Integers from -10 to 10, whose sums are exact in float32", integer_layer(), torch, say)
     real, integer = in_torchs_order(real, integer)
@@ -59,7 +60,7 @@ def run(namespace: argparse.Namespace) -> int:
         print("\n" + "\n".join(table(comparison)))
     print("\n" + "\n".join(answer(real, integer)))
     if missing:
-        print("\n" + _wrapped(f"Left out: torch's rows and columns ({missing}). pip install torch brings them."))
+        print("\n" + wrapped(f"Left out: torch's rows and columns ({missing}). pip install torch brings them."))
     if not namespace.no_plot:
         print("\n" + _draw(real, namespace.output))
     return 0
@@ -287,21 +288,21 @@ def answer(real: Comparison, integer: Comparison) -> Iterator[str]:
         yield _point(_cancellation(real, torch))
 
     yield ""
-    yield _wrapped(
+    yield wrapped(
         "How should the additions be ordered? No order is the right one; what counts is that it is written down. "
         f"These summations give all {size} outputs bit for bit:"
     )
     yield ""
     yield from _orders(real)
     yield ""
-    yield _wrapped(
+    yield wrapped(
         "They are read so: order=kh,kw,c names the loops over the products, outermost first; without it they are "
         "c,kh,kw. A product enters its accumulator by one fused multiply-add, or is rounded first: products=rounded. "
         "The bias comes last. In an order that is spelt out, f7 is product 7 fused, m7 the same rounded first, [...] "
         "an accumulator of its own, then added, and 16x(+25){...} sixteen copies, the numbers rising by 25."
     )
     yield ""
-    yield _wrapped(
+    yield wrapped(
         "detconv.conv2d(..., summation=TEXT) gives the bits of such a text on every machine, on any number of threads. "
         'summation="exact" has the least error: each output is the float32 nearest to the exact sum.'
     )
@@ -353,10 +354,6 @@ def _point(text: str) -> str:
     return textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
-
-
 def _figure(ulps: float) -> str:
     return f"{ulps:.2f}" if ulps < 100 else f"{ulps:.0f}"
 
@@ -365,26 +362,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.2f} ms"
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on a terminal that says what is being computed, and goes away."""
-    show = sys.stderr.isatty()
-
-    def say(text: str) -> None:
-        if show:
-            print(f"\r{text[:WIDTH]:{WIDTH}}", end="\r", file=sys.stderr, flush=True)
-
-    try:
-        yield say
-    finally:
-        say("")
-
-
 # ---- The picture ----
 
-INK, GREY = "#222222", "#666666"
-# Okabe and Ito's colours, told apart by all forms of colour vision.
-COLORS = {LOOPS: "#D55E00", "NumPy": "#E69F00", TORCH: "#0072B2", "detconv": "#009E73"}
+COLORS = {LOOPS: VERMILION, "NumPy": ORANGE, TORCH: BLUE, "detconv": GREEN}
 
 
 def _picture_path(text: str) -> Path:
@@ -446,7 +426,7 @@ def _draw_by_route(axes: Axes, real: Comparison) -> None:
     axes.set_yticks(-np.arange(len(real.results)) + 0.16, [result.name for result in real.results], fontsize=11)
     axes.set_xlabel("distance from the exact sum, in units in the last place (ulp)", fontsize=11, color=INK)
     axes.set_title(f"All {real.exact.size} outputs, by route", loc="left", fontsize=13, color=INK, pad=12)
-    _plain(axes)
+    plain(axes)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
@@ -474,13 +454,7 @@ def _draw_by_cancellation(axes: Axes, real: Comparison) -> None:
     axes.set_xlabel("what is left of a sum when its products cancel: |y| / S", fontsize=11, color=INK)
     axes.set_ylabel("relative error", fontsize=11, color=INK)
     axes.set_title("Why a relative tolerance fails", loc="left", fontsize=13, color=INK, pad=12)
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(which="both", color=GREY, labelcolor=INK)
+    plain(axes)
 
 
 def _color(name: str) -> str:

@@ -87,8 +87,8 @@ def convert(
     text = text_of(summation)
     swaps: list[tuple[torch.nn.Module, type]] = []
     swapped, skipped = [], []
-    for module, names in _modules(model):
-        new_class, reason = _examine(module)
+    for module, names in modules(model):
+        new_class, reason = examine(module)
         if new_class is None and reason is None:
             continue
         if filter_fn is not None and not filter_fn(module, names[0]):
@@ -109,7 +109,7 @@ def convert(
     return model, report
 
 
-def _modules(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, tuple[str, ...]]]:
+def modules(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, tuple[str, ...]]]:
     """Every module once, with all its names."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -118,7 +118,7 @@ def _modules(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, tuple[st
         yield module, tuple(names[id(module)])
 
 
-def _examine(module: torch.nn.Module) -> tuple[type | None, str | None]:
+def examine(module: torch.nn.Module) -> tuple[type | None, str | None]:
     """The class to swap the module's for, or the reason why it stays; neither for what is no convolution."""
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+# The probability with which rounding errors, if they are random, stay within a probable bound.
+CONFIDENCE = 0.999999
+
 # Makes up for the roundings, to nearest, of the few operations that compute a bound.
 _UP = 1 + 2.0**-48
 

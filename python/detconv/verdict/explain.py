@@ -12,25 +12,42 @@ from detconv.verdict.problem import Array
 if TYPE_CHECKING:
     from detconv.verdict.judge import Verdict
 
+# The axes of an output, an unbatched one without the first.
 _AXES = {
     "conv2d": ("sample", "output channel", "row", "column"),
     "conv2d_input": ("sample", "input channel", "row", "column"),
     "conv2d_weight": ("output channel", "input channel", "kernel row", "kernel column"),
+    "conv_transpose2d": ("sample", "output channel", "row", "column"),
 }
-_WHAT = {"conv2d": "output", "conv2d_input": "input gradient", "conv2d_weight": "weight gradient"}
+WHAT = {
+    "conv2d": "output",
+    "conv2d_input": "input gradient",
+    "conv2d_weight": "weight gradient",
+    "conv_transpose2d": "output",
+}
 
 
 def explain(verdict: Verdict) -> str:
     """A paragraph for each thing there is to say: the answer, the worst element, how far the proof reaches."""
     paragraphs = [_answer(verdict), *_worst(verdict), *_special(verdict), *_reach(verdict)]
-    if verdict.status in ("unlikely", "mistake"):
+    if is_diagnosed(verdict):
         paragraphs.append(str(verdict.diagnosis))
     return "\n\n".join(paragraphs)
 
 
+def is_diagnosed(verdict: Verdict) -> bool:
+    """Whether there is something to diagnose; the hypotheses are about conv2d and its gradients."""
+    return verdict.status in ("unlikely", "mistake") and verdict.problem.name != "conv_transpose2d"
+
+
+def axes(verdict: Verdict) -> tuple[str, ...]:
+    """What each axis of the output is."""
+    return _AXES[verdict.problem.name][-verdict.exact.ndim :]
+
+
 def _answer(v: Verdict) -> str:
     size, counts = v.exact.size, v.counts
-    what = f"{v.stored} {_WHAT[v.problem.name]} of shape {v.exact.shape}"
+    what = f"{v.stored} {WHAT[v.problem.name]} of shape {v.exact.shape}"
     if size == 0:
         return f"Identical: the {what} has no elements."
     nearest = f"{counts['identical']} of {size} elements are the true sum, rounded once"
@@ -130,5 +147,4 @@ def _odds(confidence: float) -> str:
 
 
 def _place(v: Verdict, at: tuple[int, ...]) -> str:
-    axes = _AXES[v.problem.name][-len(at) :]
-    return ", ".join(f"{axis} {i}" for axis, i in zip(axes, at, strict=True))
+    return ", ".join(f"{axis} {i}" for axis, i in zip(axes(v), at, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 from detconv import _core
 from detconv.arrays import Array as AnyArray
 from detconv.verdict import bounds
-from detconv.verdict.bounds import FORMATS
+from detconv.verdict.bounds import CONFIDENCE, FORMATS
 from detconv.verdict.problem import Array, Problem, numbers
 
 if TYPE_CHECKING:
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 # From the best to the worst; the engine's numbers of them.
 STATUSES = ("identical", "rounding", "unlikely", "mistake")
 
-CONFIDENCE = 0.999999
-
 
 class ConvolutionMistake(AssertionError):
-    """An output that no order of additions explains; its text is the explanation."""
+    """An output that no order of additions explains; its text is the explanation.
+
+    Attributes:
+        verdict: the verdict that says so.
+    """
+
+    verdict: Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +108,14 @@ class Verdict:
         return rounded + self._tiny
 
     @cached_property
+    def share(self) -> Array:
+        """abs(error) / bound: more than 1 is a mistake, and infinite where an infinity or NaN is one."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.abs(self.error) / self.bound
+        # Where that is no number, the status says on which side of the bound the element is.
+        return np.where(np.isfinite(share), share, np.array([0, 0, 1, np.inf])[self.codes])
+
+    @cached_property
     def condition(self) -> Array:
         """S / abs(exact): how far a sum cancels, and by how much that amplifies its relative error."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -134,8 +146,11 @@ class Verdict:
 
     def raise_if_mistake(self) -> None:
         """Raise ConvolutionMistake, an AssertionError, with the explanation where an element is a mistake."""
+        __tracebackhide__ = True  # pytest shows the line that called
         if self.status == "mistake":
-            raise ConvolutionMistake(self.explain())
+            mistake = ConvolutionMistake(self.explain())
+            mistake.verdict = self
+            raise mistake
 
     def plot(self) -> Figure:
         """Maps of the error over the output's positions and channels, and histograms, against the bounds.

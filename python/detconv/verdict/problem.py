@@ -15,13 +15,16 @@ from detconv.summation import Summation
 
 Array: TypeAlias = NDArray[Any]
 
-# The arguments of each pass.
+# The arguments of each pass: what it sums, then the geometry.
 _NAMES = {
     "conv2d": ("input", "weight", "bias"),
     "conv2d_input": ("input_size", "weight", "grad_output"),
     "conv2d_weight": ("input", "weight_size", "grad_output"),
+    "conv_transpose2d": ("input", "weight", "bias"),
 }
-_GEOMETRY = ("stride", "padding", "dilation", "groups")
+_GEOMETRY = dict.fromkeys(_NAMES, ("stride", "padding", "dilation", "groups")) | {
+    "conv_transpose2d": ("stride", "padding", "output_padding", "groups", "dilation")
+}
 
 
 def numbers(argument: str, value: Any) -> tuple[Array, str]:
@@ -43,9 +46,9 @@ def numbers(argument: str, value: Any) -> tuple[Array, str]:
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of a pass: ``conv2d``, ``conv2d_input`` or ``conv2d_weight``, all but its summation.
+    """One call of a pass, all but its summation: ``conv2d``, its gradients or ``conv_transpose2d``.
 
-    arguments: as the function takes them, from its first array or size to groups; arrays are float32 or float64.
+    arguments: as the function takes them, from its first array or size on; arrays are float32 or float64.
     """
 
     name: str
@@ -73,18 +76,22 @@ class Problem:
         """An argument by its name."""
         if name in ("name", "arguments"):  # asked for while a copy is still being made
             raise AttributeError(name)
-        names = (*_NAMES[self.name], *_GEOMETRY)
+        names = self._argument_names()
         if name not in names:
             raise AttributeError(f"{self.name} has no argument {name!r}; it has {', '.join(names)}")
         return self.arguments[names.index(name)]
 
     def having(self, **changes: Any) -> Problem:
         """The same problem with some arguments changed."""
-        names = (*_NAMES[self.name], *_GEOMETRY)
+        names = self._argument_names()
         made = list(self.arguments)
         for name, value in changes.items():
             made[names.index(name)] = value
         return replace(self, arguments=tuple(made))
+
+    def named(self) -> list[tuple[str, Any]]:
+        """The arguments with their names."""
+        return list(zip(self._argument_names(), self.arguments, strict=True))
 
     @property
     def element_type(self) -> str:
@@ -116,15 +123,16 @@ class Problem:
         """
         one = {name: np.ones((1, 1, *array.shape[-2:])) for name, array in self._arrays() if name != "bias"}
         sizes = {name: (1, 1, *getattr(self, name)[-2:]) for name in _NAMES[self.name] if name.endswith("_size")}
-        plane = self.having(**one, **sizes, groups=1, **({"bias": None} if self.name == "conv2d" else {}))
+        without = {"bias": None} if "bias" in _NAMES[self.name] else {}
+        plane = self.having(**one, **sizes, groups=1, **without)
         counts = plane.run("naive")[0, 0] * self._sums_beside()
-        return np.asarray(counts + (self.name == "conv2d" and self.bias is not None))
+        return np.asarray(counts + (bool(without) and self.bias is not None))
 
     def _sums_beside(self) -> int:
         """How often the terms of one plane occur in a sum."""
         if self.name == "conv2d":
             return int(self.weight.shape[1])
-        if self.name == "conv2d_input":
+        if self.name in ("conv2d_input", "conv_transpose2d"):
             return int(self.weight.shape[0]) // int(self.groups)
         return len(self.input) if self.input.ndim == 4 else 1
 
@@ -136,6 +144,9 @@ class Problem:
     def mapped(self, function: Callable[[Array], Array]) -> Problem:
         """The problem with a function applied to each of its arrays."""
         return self.having(**{name: function(array) for name, array in self._arrays()})
+
+    def _argument_names(self) -> tuple[str, ...]:
+        return *_NAMES[self.name], *_GEOMETRY[self.name]
 
     def _arrays(self) -> Sequence[tuple[str, Array]]:
         pairs = zip(_NAMES[self.name], self.arguments, strict=False)
