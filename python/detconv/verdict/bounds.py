@@ -57,7 +57,7 @@ def gamma(n: Array, unit: float) -> Array:
     """
     n_u = n * unit
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(n_u < 1, n_u / (1 - n_u), np.inf) * _UP
+        return np.asarray(np.where(n_u < 1, n_u / (1 - n_u), np.inf) * _UP)
 
 
 def deviation(n: float, sums: int, confidence: float) -> float:
@@ -80,4 +80,4 @@ def half_ulp(values: Array, stored: Format) -> Array:
     """How far the numbers of a format may be from what was rounded to them."""
     magnitude = np.where(np.isfinite(values), np.abs(values), 0.0)
     exponents = np.maximum(np.frexp(magnitude)[1] - 1, stored.smallest)
-    return np.maximum(np.ldexp(1.0, exponents - stored.digits), _SMALLEST)
+    return np.asarray(np.maximum(np.ldexp(1.0, exponents - stored.digits), _SMALLEST))
