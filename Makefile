@@ -28,7 +28,8 @@ experiment: $(VENV)/package
 	python examples/forum_experiment.py $(ARGS)
 
 bench: $(VENV)/package
-	python bench/layers.py $(ARGS)
+	python -m pip install --quiet 'detconv[bench]'
+	python -m bench $(ARGS)
 
 lint: $(VENV)/tools
 	ruff check

@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, (about, valid) in lists.items():
         parser.add_argument(f"--{name}", type=_list_of(valid), metavar="LIST", help=f"{about}: {', '.join(valid)}")
-    parser.add_argument("--layers", type=lambda text: text.split(","), metavar="LIST", help="names of layers; see --list")
+    parser.add_argument(
+        "--layers", type=lambda text: text.split(","), metavar="LIST", help="names of layers; see --list"
+    )
     parser.add_argument("--threads", type=_threads, metavar="LIST", help="numbers of threads, such as 1,2")
     parser.add_argument("--seconds", type=_seconds, help="for the timing of each layer (default: 1)")
     parser.add_argument("--output", type=Path, metavar="STEM", help="where the result goes, without .json")
@@ -80,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--full", action="store_true", help="every suite, every instruction set; takes hours")
     mode.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
     mode.add_argument("--list", action="store_true", help="list suites, layers and routes, and measure nothing")
-    mode.add_argument("--targets", type=Path, metavar="JSON", help="print a result against the targets, measure nothing")
+    mode.add_argument(
+        "--targets", type=Path, metavar="JSON", help="print a result against the targets, measure nothing"
+    )
     return parser
 
 
@@ -156,5 +160,7 @@ def _print_targets(path: Path, parser: argparse.ArgumentParser) -> int:
 def _list() -> list[str]:
     lines = []
     for name, suite in SUITES.items():
-        lines += [f"{name}: {suite.about}"] + [f"    {layer}  {dict(shape._asdict())}" for layer, shape in suite.layers.items()]
+        lines += [f"{name}: {suite.about}"] + [
+            f"    {layer}  {dict(shape._asdict())}" for layer, shape in suite.layers.items()
+        ]
     return lines + ["", "routes:"] + [f"    {name}: {kind.about}" for name, kind in ROUTES.items()]

@@ -40,8 +40,8 @@ def compiled(folder: Path) -> ctypes.CDLL:
 def measure(isa: str, threads: int, seconds: float = 0.3) -> dict[str, float]:
     """GFLOP/s by element type, two for a multiply-add, of so many threads at once.
 
-    Each thread is timed by its own processor time, in slices of a few milliseconds of which the fastest counts; so it is
-    the peak of that many cores, whatever else runs on them.
+    Each thread is timed by its own processor time, in slices of a few milliseconds of which the fastest counts: the
+    peak of that many cores, whatever else runs on them.
 
     Raises:
         NoPeak: it cannot be measured here.

@@ -49,7 +49,9 @@ def jobs(options: Options, processors: int) -> list[Job]:
         for process in processes(suite, options, processors):
             found.setdefault(process, []).extend(tasks)
     routes = options.routes or [name for name, kind in ROUTES.items() if kind.usual]
-    return [Job(p, tasks, routes_in(p, routes), options.row_seconds, options.least) for p, tasks in found.items() if tasks]
+    return [
+        Job(p, tasks, routes_in(p, routes), options.row_seconds, options.least) for p, tasks in found.items() if tasks
+    ]
 
 
 def default_suites(options: Options) -> list[str]:
@@ -68,7 +70,9 @@ def tasks_of(suite: str, options: Options) -> list[Task]:
     if options.smoke and options.layers is None:
         names = names[:1]
     passes = options.passes or SUITES[suite].passes
-    dtypes = options.dtypes or (["float32", "float64", "bfloat16", "float16"] if _all_types(suite, options) else ["float32"])
+    dtypes = options.dtypes or (
+        ["float32", "float64", "bfloat16", "float16"] if _all_types(suite, options) else ["float32"]
+    )
     return [Task(suite, name, which, dtype) for dtype in dtypes for which in passes for name in names]
 
 
@@ -89,7 +93,9 @@ def processes(suite: str, options: Options, processors: int) -> list[Process]:
     if options.smoke:
         sets, threads = sets[:1], threads[:1]
     if options.isas or options.mallocs or options.full:
-        isas = options.isas or (sets if suite == "notes" or options.full and suite in ("forum", "gradients") else sets[:1])
+        isas = options.isas or (
+            sets if suite == "notes" or (options.full and suite in ("forum", "gradients")) else sets[:1]
+        )
         mallocs = options.mallocs or (list(MALLOCS) if suite == "notes" else list(MALLOCS)[:1])
         return [Process(isa, malloc, n) for isa in isas for malloc in mallocs for n in threads]
     found = [Process(sets[0], "tuned", n) for n in threads]

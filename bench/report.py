@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import targets
 from bench.results import Process, Result, Row, by_layer
-from bench.routes import TORCH, is_detconv
+from bench.routes import TORCH
 from bench.suites import SUITES
 
 
@@ -80,33 +80,25 @@ def _ratios(rows: list[Row]) -> Iterator[str]:
     """Layers by routes: time divided by that of torch's best."""
     layers = by_layer(rows)
     routes = _present(rows)
-    others = [route for route in routes if route not in TORCH]
-    yield "Time divided by torch's best; in brackets the % of the peak. Spread: the largest interquartile range of the row."
+    yield "Time divided by that of torch's best route; in brackets the % of the peak. Spread: the largest interquartile"
+    yield "range of the line."
     yield ""
-    yield f"| layer | torch's best, ms | which | {' | '.join(others)} | spread |"
-    yield f"|---|---:|---|{'---:|' * len(others)}---:|"
-    ratios: dict[str, list[float]] = {route: [] for route in others}
+    yield f"| layer | torch's best, ms | {' | '.join(routes)} | spread |"
+    yield f"|---|---:|{'---:|' * len(routes)}---:|"
     for layer, found in layers.items():
         timed = [row for row in found.values() if row.seconds]
-        if not timed:
-            continue
-        best = min((row for row in timed if row.route in TORCH), key=_median, default=None)
-        cells = []
-        for route in others:
-            row = found.get(route)
-            cells.append(_cell(row))
-            if row and row.ratio is not None:
-                ratios[route].append(row.ratio)
-        spread = max(row.seconds.spread for row in timed if row.seconds)
-        theirs = f"{_median(best) * 1e3:.3f}{_share(best)} | {best.route.removeprefix('torch ')}" if best else " | "
-        yield f"| {layer} | {theirs} | {' | '.join(cells)} | {100 * spread:.0f}% |"
+        best = min((_median(row) for row in timed if row.route in TORCH), default=None)
+        spread = max((row.seconds.spread for row in timed if row.seconds), default=0)
+        cells = " | ".join(_cell(found.get(route)) for route in routes)
+        yield f"| {layer} | {f'{best * 1e3:.3f}' if best else ''} | {cells} | {100 * spread:.0f}% |"
     if len(layers) > 1:
-        means = [_mean(ratios[route], len(layers)) for route in others]
-        yield f"| **geometric mean** | | | {' | '.join(means)} | |"
+        means = [_mean([f[route].ratio for f in layers.values() if route in f], len(layers)) for route in routes]
+        yield f"| **geometric mean** | | {' | '.join(means)} | |"
     yield ""
 
 
-def _mean(ratios: list[float], layers: int) -> str:
+def _mean(given: list[float | None], layers: int) -> str:
+    ratios = [ratio for ratio in given if ratio is not None]
     if not ratios:
         return ""
     return f"**{statistics.geometric_mean(ratios):.2f}**" + (f" of {len(ratios)}" if len(ratios) < layers else "")
@@ -138,7 +130,7 @@ def _errors(rows: list[Row]) -> Iterator[str]:
     routes = [route for route in _present(rows) if any(row.verdict for row in rows if row.route == route)]
     if not routes:
         return
-    yield "Error in ulp of the exact sum, mean / largest:"
+    yield "Error in ulp of the exact sum, median / mean / largest:"
     yield ""
     yield f"| layer | {' | '.join(routes)} |"
     yield f"|---|{'---:|' * len(routes)}"
@@ -146,10 +138,14 @@ def _errors(rows: list[Row]) -> Iterator[str]:
         cells = []
         for route in routes:
             row = found.get(route)
-            known = row is not None and row.mean_ulp is not None and row.max_ulp is not None
-            cells.append(f"{row.mean_ulp:.2g} / {row.max_ulp:.2g}" if known else "")  # type: ignore[union-attr]
+            cells.append(_error(row) if row else "")
         yield f"| {layer} | {' | '.join(cells)} |"
     yield ""
+
+
+def _error(row: Row) -> str:
+    errors = (row.median_ulp, row.mean_ulp, row.max_ulp)
+    return " / ".join(f"{error:.2g}" for error in errors if error is not None)
 
 
 def _memory(rows: list[Row]) -> Iterator[str]:
@@ -173,13 +169,12 @@ def _cuda(rows: list[Row]) -> Iterator[str]:
     ours = list(found[0].equal_bits)
     yield "torch on CUDA, and the share of its outputs that have the bits of detconv's on the CPU:"
     yield ""
-    yield f"| layer | setting | ms | error, mean / largest ulp | verdict | {' | '.join(ours)} |"
+    yield f"| layer | setting | ms | error, median / mean / largest ulp | verdict | {' | '.join(ours)} |"
     yield f"|---|---|---:|---:|---|{'---:|' * len(ours)}"
     for row in found:
         shares = " | ".join(f"{100 * row.equal_bits[name]:.1f}%" for name in ours)
         setting = row.route.removeprefix("torch CUDA, ")
-        error = f"{row.mean_ulp:.2g} / {row.max_ulp:.2g}"
-        yield f"| {row.layer} | {setting} | {_median(row) * 1e3:.3f} | {error} | {row.verdict} | {shares} |"
+        yield f"| {row.layer} | {setting} | {_median(row) * 1e3:.3f} | {_error(row)} | {row.verdict} | {shares} |"
     yield ""
 
 
@@ -208,7 +203,3 @@ def _skipped(rows: list[Row]) -> Iterator[str]:
         yield f"* {route}: {reason}" + (f" ({count} layers)" if count > 1 else "")
     if reasons:
         yield ""
-
-
-def ours(row: Row) -> bool:
-    return is_detconv(row.route)

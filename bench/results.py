@@ -63,11 +63,14 @@ class Row:
     of_peak: float | None = None  # gflops as a fraction of the peak measured in the same process
     sha256: str = ""
     max_ulp: float | None = None  # errors against the exact sums, in units in the last place of the nearest number
-    mean_ulp: float | None = None
+    mean_ulp: float | None = None  # outputs that cancel weigh most: where a sum is near 0, an ulp is small
+    median_ulp: float | None = None
     judged: int = 0  # outputs that these errors and the verdict are about
     verdict: str = ""
     extra_bytes: int | None = None  # peak memory beyond arguments and output
-    equal_bits: dict[str, float] = field(default_factory=dict)  # share of the outputs that each of these has bit for bit
+    equal_bits: dict[str, float] = field(
+        default_factory=dict
+    )  # share of the outputs that each of these has bit for bit
     flags: dict[str, Any] = field(default_factory=dict)  # settings of the library for this row
 
     @property
@@ -98,7 +101,9 @@ class Result:
     machine: dict[str, Any]
     versions: dict[str, str]
     options: dict[str, Any]
-    processes: list[dict[str, Any]] = field(default_factory=list)  # of each: isa, malloc, threads, peak, build_info, ...
+    processes: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # of each: isa, malloc, threads, peak, build_info, ...
     rows: list[Row] = field(default_factory=list)
     schema: int = SCHEMA
 

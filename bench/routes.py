@@ -56,7 +56,7 @@ def torch_route(problem: Problem, configuration: str) -> Route:
     x, w, g = problem.tensors
     if configuration == "channels_last":
         x, w, g = (t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in (x, w, g))
-    onednn = torch.backends.mkldnn
+    onednn: Any = torch.backends.mkldnn
     if configuration == "oneDNN" and not onednn.is_available():
         raise Unavailable("this torch has no oneDNN")
 
@@ -143,8 +143,8 @@ def onnxruntime_route(problem: Problem) -> Route:
     except ImportError as error:
         raise Unavailable(f"ONNX Runtime: {error}") from None
     layer, (x, w, _) = problem.layer, problem.arrays
-    shapes = {"x": layer.input_shape, "w": layer.weight_shape, "y": layer.output_shape}
-    x_, w_, y_ = (helper.make_tensor_value_info(name, TensorProto.FLOAT, s) for name, s in shapes.items())
+    shapes = {"x": layer.input_shape, "y": layer.output_shape}
+    x_, y_ = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     node = helper.make_node(
         "Conv",
         ["x", "w"],

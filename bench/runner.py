@@ -75,7 +75,8 @@ def lines_of(job: Job) -> Iterator[dict[str, Any]]:
         text=True,
         env=environment(job.process),
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         process.stdin.write(json.dumps(job))
         process.stdin.close()
@@ -107,7 +108,7 @@ def progress(tasks: int) -> Iterator[Say]:
         yield lambda text: None
         return
     try:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         done, start = 0, time.monotonic()
 
@@ -120,5 +121,7 @@ def progress(tasks: int) -> Iterator[Say]:
         yield say
         print(f"\r{'':{WIDTH}}\r", end="", file=sys.stderr)
         return
-    with tqdm(total=tasks, leave=False, bar_format="{n_fmt}/{total_fmt} {elapsed}<{remaining} |{bar:20}| {desc}") as bar:
+    with tqdm(
+        total=tasks, leave=False, bar_format="{n_fmt}/{total_fmt} {elapsed}<{remaining} |{bar:20}| {desc}"
+    ) as bar:
         yield lambda text: bar.set_description_str(text) if text else bar.update() and None

@@ -36,7 +36,9 @@ def resnet18() -> nn.Module:
             )
             self.beside: nn.Module = nn.Identity()
             if stride > 1 or channels != outputs:
-                self.beside = nn.Sequential(nn.Conv2d(channels, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+                self.beside = nn.Sequential(
+                    nn.Conv2d(channels, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                )
 
         def forward(self, x: Any) -> Any:
             return torch.relu(self.path(x) + self.beside(x))

@@ -147,7 +147,7 @@ def unet() -> Iterator[Layer]:
 
 
 def dilated() -> Iterator[Layer]:
-    """DeepLab's layers (L.-C. Chen and others, 2017): dilated blocks and the pyramid of the last; and one channel each."""
+    """DeepLab (L.-C. Chen and others, 2017): dilated blocks, the pyramid after them; one with a channel to itself."""
     for dilation in (2, 4):
         yield same(1, 256, 28, 256, dilation=dilation)
         yield same(1, 512, 28, 512, dilation=dilation)

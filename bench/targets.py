@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from bench.results import Result, Row, by_layer
 from bench.suites import NOTES
 from bench.tiny import NUMPY, TENSOR
 
-MEAN, WORST, CAPPED = "geometric mean", "worst layer", "geometric mean, torch capped"
+MAIN_SUITE = "notes"
 
 
 class Line(NamedTuple):
@@ -53,7 +54,7 @@ def lines(result: Result) -> Iterator[Line]:
                 ("avx512", worst, max, "worst layer"),
                 ("avx2", capped, statistics.geometric_mean, "geometric mean"),
             ]:
-                ratios = _ratios(result, "notes", "forward", isa, n, route)
+                ratios = _ratios(result, MAIN_SUITE, "forward", isa, n, route)
                 complete = list(ratios) == list(NOTES)
                 value = fold(ratios.values()) if complete else None  # type: ignore[operator]
                 yield Line(f"{route}, {len(NOTES)} forward layers, {name}, {isa}, {_threads(n)}", most, value)
@@ -68,7 +69,7 @@ def lines(result: Result) -> Iterator[Line]:
 def _others(result: Result, threads: list[int]) -> Iterator[Line]:
     for n in threads:
         for layer in ("vgg 3x3 64", "3x3 64 b16", "3x3 512 b16"):
-            row = _row(result, "notes", layer, "avx512", n, "naive")
+            row = _row(result, MAIN_SUITE, layer, "avx512", n, "naive")
             share = row.of_peak * 100 if row and row.of_peak else None
             yield Line(f"naive, {layer}, avx512, {_threads(n)}", 90, share, "% of the peak", least=True)
     for route, most in [(NUMPY, 3.0), (TENSOR, 6.0)]:
@@ -103,10 +104,8 @@ def _ratios(result: Result, suite: str, which: str, isa: str, threads: int, rout
 
 def _row(result: Result, suite: str, layer: str, isa: str, threads: int, route: str) -> Row | None:
     wanted = (suite, layer, isa, threads, route, "tuned", "forward", "float32")
-    match: Callable[[Row], bool] = (
-        lambda r: (r.suite, r.layer, r.isa, r.threads, r.route, r.malloc, r.which, r.dtype) == wanted
-    )
-    return next(filter(match, result.rows), None)
+    fields = attrgetter("suite", "layer", "isa", "threads", "route", "malloc", "which", "dtype")
+    return next((row for row in result.rows if fields(row) == wanted), None)
 
 
 def _threads(n: int) -> str:

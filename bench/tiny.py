@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import detconv
 from bench.results import Row
 from bench.timing import Timed, interleaved
 
@@ -53,10 +52,10 @@ def ways() -> dict[str, Callable[[], Any] | str]:
     found: dict[str, Callable[[], Any] | str] = {NUMPY: lambda: detconv.conv2d(image, weight)}
     try:
         import torch
+
+        import detconv.torch.ops  # defines the operators
     except ImportError as error:
         return found | {TENSOR: f"torch: {error}"}
-    import detconv.torch
-
     x, w = torch.from_numpy(image), torch.from_numpy(weight)
     parameter = torch.nn.Parameter(w)
     conv2d, ours = torch.nn.functional.conv2d, detconv.conv2d
@@ -77,7 +76,7 @@ def ways() -> dict[str, Callable[[], Any] | str]:
 def other_operators() -> dict[str, Any]:
     import torch
 
-    library = torch.library.Library("detconv_bench", "DEF")
+    library: Any = torch.library.Library("detconv_bench", "DEF")  # type: ignore[no-untyped-call]
     library.define(f"library{SCHEMA}")
     library.impl("library", kernel, "CPU")
     torch.library.register_autograd("detconv_bench::library", no_gradients, setup_context=keep, lib=library)
@@ -85,7 +84,10 @@ def other_operators() -> dict[str, Any]:
     custom.register_autograd(no_gradients, setup_context=keep)
     other_operators.library = library  # type: ignore[attr-defined]  # alive as long as its operators
     operators = torch.ops.detconv_bench
-    return {"detconv by torch.library.Library": operators.library.default, "detconv by custom_op": operators.custom.default}
+    return {
+        "detconv by torch.library.Library": operators.library.default,
+        "detconv by custom_op": operators.custom.default,
+    }
 
 
 def kernel(input: Any, weight: Any, *others: Any) -> Any:

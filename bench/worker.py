@@ -89,7 +89,7 @@ def _checked(problem: Problem, job: Job, base: Row) -> tuple[list[Row], dict[str
         theirs = output if name == TORCH[0] else theirs
         row.summation = route.summation
         row.sha256 = sha256(output)
-        row.max_ulp, row.mean_ulp, row.judged, row.verdict = judged(problem, output)
+        row.max_ulp, row.mean_ulp, row.median_ulp, row.judged, row.verdict = judged(problem, output)
         row.check, row.failed = _check(row, route, output, theirs)
     return rows, routes
 
@@ -123,7 +123,7 @@ def usable() -> list[str]:
 
 def sha256(output: Array) -> str:
     """Of the elements in C order, little-endian; half types as the float32 numbers that they are."""
-    return hashlib.sha256(np.ascontiguousarray(output, output.dtype.newbyteorder("<"))).hexdigest()
+    return hashlib.sha256(output.astype(output.dtype.newbyteorder("<"), order="C").tobytes()).hexdigest()
 
 
 def clock_of(threads: int) -> tuple[str, Callable[[], float]]:
@@ -188,12 +188,13 @@ def _torch(process: Process) -> dict[str, Any]:
     except ImportError as error:
         return {"missing": str(error)}
     torch.set_num_threads(process.threads)
+    backends: Any = torch.backends
     return {
         "version": torch.__version__,
         "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "onednn": torch.backends.mkldnn.is_available(),
-        "mkl": torch.backends.mkl.is_available(),
+        "capability": backends.cpu.get_cpu_capability(),
+        "onednn": backends.mkldnn.is_available(),
+        "mkl": backends.mkl.is_available(),
         "cuda": device.describe(device.find()),
     }
 
@@ -207,4 +208,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
