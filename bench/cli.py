@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=_threads, metavar="LIST", help="numbers of threads, such as 1,2")
     parser.add_argument("--seconds", type=_seconds, help="for the timing of each layer (default: 1)")
-    parser.add_argument("--output", type=Path, metavar="STEM", help="where the result goes, without .json")
+    parser.add_argument("--output", type=_stem_of, metavar="STEM", help="where the result goes, without .json")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--full", action="store_true", help="every suite, every instruction set; takes hours")
     mode.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
@@ -119,6 +119,13 @@ def _seconds(text: str) -> float:
     if not 0 < value < 3600:
         raise argparse.ArgumentTypeError(f"must be more than 0 and less than 3600; got {text!r}")
     return value
+
+
+def _stem_of(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a name in a directory that exists; got {text!r}")
+    return path
 
 
 def _check(options: plan.Options, parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,10 @@ from bench.environment import MALLOCS
 from bench.results import Process
 from bench.routes import ROUTES
 from bench.step import NAME as STEP
-from bench.suites import SUITES
+from bench.suites import PASSES, SUITES
 from bench.worker import Job, Task, usable
 
-DEFAULT_SUITES = ("forum", "notes", "gradients", "tiny", "step", "scaling")
-SMOKE_LAYERS = ("forum",)
+DEFAULT_SUITES = ("forum", "notes", "gradients", "values", "tiny", "step", "scaling")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def jobs(options: Options, processors: int) -> list[Job]:
 
 def default_suites(options: Options) -> list[str]:
     if options.smoke:
-        return ["forum", "gradients", "tiny"]
+        return ["forum", "tiny"]
     return list(SUITES) if options.full else list(DEFAULT_SUITES)
 
 
@@ -69,7 +68,7 @@ def tasks_of(suite: str, options: Options) -> list[Task]:
     names = [name for name in layers if options.layers is None or name in options.layers]
     if options.smoke and options.layers is None:
         names = names[:1]
-    passes = options.passes or SUITES[suite].passes
+    passes = options.passes or (PASSES if options.smoke else SUITES[suite].passes)
     dtypes = options.dtypes or (
         ["float32", "float64", "bfloat16", "float16"] if _all_types(suite, options) else ["float32"]
     )
@@ -88,7 +87,7 @@ def processes(suite: str, options: Options, processors: int) -> list[Process]:
     """
     sets = [isa for isa in reversed(usable()) if isa != "baseline"] or ["baseline"]
     threads = options.threads or sorted({1, processors})
-    if suite == "tiny":
+    if suite in ("tiny", "values"):
         threads = threads[:1]
     if options.smoke:
         sets, threads = sets[:1], threads[:1]

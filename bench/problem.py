@@ -24,7 +24,7 @@ JUDGED_MACS = 2e8
 
 @dataclass(frozen=True)
 class Problem:
-    """The arguments of one call: standard normal values, the same in every process.
+    """The arguments of one call, the same in every process.
 
     Half types are kept as the float32 numbers that they are; ``tensors`` has them as torch's.
     """
@@ -46,13 +46,22 @@ class Problem:
         shapes: list[tuple[int, ...]] = [self.layer.input_shape, self.layer.weight_shape, self.layer.output_shape]
         if self.which == "forward":
             shapes[2] = (0, *shapes[2][1:])  # nobody reads it, and it may be large
-        arrays: list[Array] = [draw.standard_normal(shape).astype(numpy_type) for shape in shapes]
+        arrays: list[Array] = [self._drawn(draw, shape).astype(numpy_type) for shape in shapes]
         if self.dtype in HALF_TYPES:
             import torch
 
             half = getattr(torch, self.dtype)
             arrays = [torch.from_numpy(array).to(half).float().numpy() for array in arrays]
         return arrays[0], arrays[1], arrays[2]
+
+    def _drawn(self, draw: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        match self.layer.values:
+            case "integers":
+                return draw.integers(-8, 9, shape)
+            case "bfloat16":
+                fraction, exponent = np.frexp(draw.standard_normal(shape))
+                return np.ldexp(np.rint(fraction * 256) / 256, exponent)  # type: ignore[no-any-return]
+        return draw.standard_normal(shape)
 
     @cached_property
     def tensors(self) -> tuple[Any, Any, Any]:

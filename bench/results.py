@@ -51,7 +51,7 @@ class Row:
     threads: int
     route: str
     summation: str | None = None  # of detconv's routes
-    shape: dict[str, int] = field(default_factory=dict)
+    shape: dict[str, Any] = field(default_factory=dict)
     macs: int = 0
     check: str = ""  # what was asserted of the output before it was timed
     failed: bool = False  # it did not hold
@@ -130,6 +130,10 @@ class Result:
             raise ValueError(f"{path} must have schema {SCHEMA}; got {schema!r}")
         known = {f.name for f in fields(Result)}
         return Result(**{k: v for k, v in entries.items() if k in known} | {"rows": [*map(Row.read, entries["rows"])]})
+
+    def select(self, **fields: Any) -> list[Row]:
+        """The timed rows whose fields have these values."""
+        return [row for row in self.rows if row.seconds and all(getattr(row, k) == v for k, v in fields.items())]
 
     def tables(self) -> Iterator[tuple[tuple[str, str, str, Process], list[Row]]]:
         """The rows in tables: those of one suite, pass, element type and process."""

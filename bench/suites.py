@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 PASSES = ("forward", "input", "weight")
+VALUES = ("normal", "integers", "bfloat16")  # standard normal; -8 to 8; standard normal with 8 significant bits
 
 
 class Layer(NamedTuple):
-    """One convolution, all but its values. Kernels are square, and so are images."""
+    """One convolution. Kernels are square, and so are images."""
 
     batch: int
     channels: int
@@ -20,6 +21,7 @@ class Layer(NamedTuple):
     padding: int = 0
     dilation: int = 1
     groups: int = 1
+    values: str = "normal"  # one of VALUES
 
     @property
     def output_size(self) -> int:
@@ -49,10 +51,19 @@ class Layer(NamedTuple):
         return (self.channels if which == "forward" else self.outputs) // self.groups * self.kernel**2
 
 
-def same(batch: int, channels: int, size: int, outputs: int, kernel: int = 3, stride: int = 1, **more: int) -> Layer:
+def same(
+    batch: int,
+    channels: int,
+    size: int,
+    outputs: int,
+    kernel: int = 3,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Layer:
     """A layer whose padding keeps the size, but for the stride."""
-    padding = more.get("dilation", 1) * (kernel - 1) // 2
-    return Layer(batch, channels, size, outputs, kernel, stride, padding, **more)
+    padding = dilation * (kernel - 1) // 2
+    return Layer(batch, channels, size, outputs, kernel, stride, padding, dilation, groups)
 
 
 class Suite(NamedTuple):
@@ -166,6 +177,13 @@ TRAINING = GRADIENTS | {
     "depthwise b16": same(16, 144, 56, 144, groups=144),
 }
 
+# Values on which sums are often ties or exact: what a certificate of rounding might find hard.
+HARD = {
+    f"{name}, {values}": NOTES[name]._replace(values=values)
+    for name in ("forum", "3x3 128", "1x1 64-256")
+    for values in VALUES
+}
+
 # One quantity grows, all else stays. The series is the name's first word.
 SCALING = {
     **{f"channels {n}": same(1, n, 28, n) for n in (8, 16, 32, 64, 128, 256)},
@@ -178,6 +196,7 @@ SUITES = {
     "forum": Suite("the layer of the forum's question, alone and in a batch of 16", FORUM),
     "notes": Suite("13 forward layers of all kinds: what the targets are about", NOTES),
     "gradients": Suite("the gradients that the targets are about, batch 16", GRADIENTS, ("input", "weight")),
+    "values": Suite("layers whose values are integers, or have few digits, beside normal ones", HARD),
     "resnet50": Suite("every distinct convolution of ResNet-50", named(*resnet50())),
     "vgg16": Suite("every distinct convolution of VGG-16", named(*vgg16())),
     "mobilenetv2": Suite("every distinct convolution of MobileNetV2", named(*mobilenetv2())),
