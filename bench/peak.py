@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 
@@ -37,8 +38,13 @@ def compiled(folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def measure(isa: str, threads: int, seconds: float = 0.3) -> dict[str, float]:
-    """GFLOP/s by element type, two for a multiply-add, of so many threads at once.
+class Peak(NamedTuple):
+    gflops: dict[str, float]  # by element type, two for a multiply-add
+    processor_share: float  # what these threads got of the processors; less than 1 where others compute
+
+
+def measure(isa: str, threads: int, seconds: float = 0.4) -> Peak:
+    """The peak of so many threads at once.
 
     Each thread is timed by its own processor time, in slices of a few milliseconds of which the fastest counts: the
     peak of that many cores, whatever else runs on them.
@@ -48,25 +54,28 @@ def measure(isa: str, threads: int, seconds: float = 0.3) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as folder:
         library = compiled(Path(folder))
-        return {dtype: _of(library, f"{isa}_{dtype}", threads, seconds / 2) for dtype in ("float32", "float64")}
+        found = {dtype: _of(library, f"{isa}_{dtype}", threads, seconds / 2) for dtype in ("float32", "float64")}
+    return Peak({dtype: gflops for dtype, (gflops, _) in found.items()}, min(share for _, share in found.values()))
 
 
-def _of(library: ctypes.CDLL, name: str, threads: int, seconds: float) -> float:
+def _of(library: ctypes.CDLL, name: str, threads: int, seconds: float) -> tuple[float, float]:
+    """GFLOP/s, and the share of the processors."""
     try:
         loop, flops = getattr(library, name), getattr(library, f"{name}_flops")
     except AttributeError:
         raise NoPeak(f"peak.cpp has no loop {name}") from None
     loop.restype, loop.argtypes = ctypes.c_double, [ctypes.c_int64]
     flops.restype = ctypes.c_int64
-    rounds, best = 200_000, [0.0] * threads
+    rounds, best, shares = 200_000, [0.0] * threads, [0.0] * threads
 
     def run(thread: int) -> None:
-        deadline = time.perf_counter() + seconds
-        while time.perf_counter() < deadline or not best[thread]:
+        begin, used = time.perf_counter(), time.thread_time()
+        while time.perf_counter() < begin + seconds or not best[thread]:
             start = time.thread_time()
             loop(rounds)  # ctypes lets the other threads run meanwhile
             taken = time.thread_time() - start
             best[thread] = max(best[thread], rounds * flops() / taken / 1e9)
+        shares[thread] = (time.thread_time() - used) / (time.perf_counter() - begin)
 
     others = [threading.Thread(target=run, args=(thread,)) for thread in range(1, threads)]
     for other in others:
@@ -74,4 +83,4 @@ def _of(library: ctypes.CDLL, name: str, threads: int, seconds: float) -> float:
     run(0)
     for other in others:
         other.join()
-    return sum(best)
+    return sum(best), min(1.0, sum(shares) / threads)

@@ -97,10 +97,11 @@ def _strips(ax: Axes, layers: Sequence[str], values: Mapping[str, Mapping[str, f
 
 
 def _plain(axis: Axis) -> None:
-    """1, 2, 5, 10 in place of powers of ten, of which a short axis may have none."""
+    """1, 2, 5, 10 as ticks: a short axis may have no power of ten. On a long one the powers alone."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -177,7 +178,7 @@ def _scaling(result: Result) -> Figure | None:
         _plain(ax.yaxis)
         ax.grid(color=LIGHT, linewidth=0.6)
     axes[0].set_ylabel("GFLOP/s")
-    _legend(figure, axes)
+    _legend(figure, axes, columns=8)
     return figure
 
 

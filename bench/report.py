@@ -36,7 +36,8 @@ def _lines(result: Result, pictures: Iterable[Path]) -> Iterator[str]:
     for (suite, which, dtype, process), rows in result.tables():
         yield f"## {suite}: {which}, {dtype}, {process}"
         yield ""
-        yield f"{SUITES[suite].about.capitalize()}."
+        about = SUITES[suite].about
+        yield f"{about[0].upper()}{about[1:]}."
         yield ""
         if suite == "tiny":
             yield from _calls(rows)
@@ -62,17 +63,25 @@ def _machine(result: Result) -> Iterator[str]:
     for name in ("compiler", "flags", "instruction_sets_usable"):
         yield f"| {name.replace('_', ' ')} | {info.get(name, '')} |"
     yield ""
-    yield "| process | peak, GFLOP/s float32 | float64 | torch runs | environment |"
-    yield "|---|---:|---:|---|---|"
+    yield "| process | peak, GFLOP/s float32 | float64 | of the processors | torch runs | environment |"
+    yield "|---|---:|---:|---:|---|---|"
     for about in result.processes:
         process = Process(about["isa"], about["malloc"], about["threads"])
         peaks = [f"{about['peak_gflops'][t]:.0f}" if about["peak_gflops"] else about["no_peak"] for t in _TYPES]
         settings = " ".join(f"{k}={v}" for k, v in about["environment"].items())
         capability = about["torch"].get("capability", about["torch"].get("missing"))
-        yield f"| {process} | {' | '.join(peaks)} | {capability} | `{settings}` |"
+        got = f"{100 * about['processor_share']:.0f}%" if about["processor_share"] else ""
+        yield f"| {process} | {' | '.join(peaks)} | {got} | {capability} | `{settings}` |"
     yield ""
+    shares = [about["processor_share"] for about in result.processes if about["processor_share"]]
+    if min(shares, default=1) < QUIET:
+        yield "**The machine was busy.** Other processes took a part of the processors: times on more than one thread"
+        yield "say little here, and those on one thread are less certain than their spread."
+        yield ""
 
 
+# With the loop of the peak on every thread, this share of the processors or more goes to it on an idle machine.
+QUIET = 0.95
 _TYPES = ("float32", "float64")
 
 

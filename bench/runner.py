@@ -94,7 +94,7 @@ def agree(rows: list[Row]) -> None:
     """Fail rows of detconv's that differ in bits from the same summation in another process."""
     first: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        if row.summation is None or not row.sha256:
+        if row.summation is None or not row.sha256 or row.suite == "step":  # where sums of torch's are in the weights
             continue
         before = first.setdefault((row.suite, row.layer, row.which, row.dtype, row.summation), row)
         if before.sha256 != row.sha256:

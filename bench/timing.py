@@ -45,6 +45,8 @@ def interleaved(
 ) -> dict[str, Seconds]:
     """Time the calls in turns, A, B, A, B, for so many seconds of the wall's clock and at least `least` rounds.
 
+    Where these would take more than ten times as long, three rounds must do.
+
     Every call is made twice before: the first finds memory, caches and plans cold, the second says how often it must be
     repeated between two readings of the clock.
     """
@@ -58,8 +60,8 @@ def interleaved(
         repeats[name] = max(1, round(SHORTEST / max(once, 1e-7)))
 
     rounds: dict[str, list[float]] = {name: [] for name in calls}
-    deadline, done = wall() + seconds, 0
-    while done < least or wall() < deadline:
+    first, done = wall(), 0
+    while not _enough(done, wall() - first, seconds, least):
         for name, timed in calls.items():
             call, times = timed.call, range(repeats[name])
             with timed.around():
@@ -69,6 +71,11 @@ def interleaved(
                 rounds[name].append((clock() - start) / repeats[name])
         done += 1
     return {name: summary(values, repeats[name]) for name, values in rounds.items()}
+
+
+def _enough(done: int, passed: float, seconds: float, least: int) -> bool:
+    fewest = least if passed < 10 * seconds else min(least, 3)
+    return done >= fewest and passed >= seconds
 
 
 def summary(values: list[float], repeats: int) -> Seconds:

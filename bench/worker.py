@@ -165,12 +165,19 @@ def _measure_memory(rows: list[Row], routes: dict[str, Route]) -> None:
 def run(job: Job) -> Iterator[dict[str, Any]]:
     """The process, then each task and its rows, as entries of JSON."""
     detconv.set_num_threads(job.process.threads)
-    peaks, reason = {}, ""
+    peaks: Peaks = {}
+    share, reason = None, ""
     try:
-        peaks = peak.measure(job.process.isa, job.process.threads)
+        peaks, share = peak.measure(job.process.isa, job.process.threads)
     except peak.NoPeak as error:
         reason = str(error)
-    about = {"peak_gflops": peaks, "no_peak": reason, "build_info": detconv.build_info(), "torch": _torch(job.process)}
+    about = {
+        "peak_gflops": peaks,
+        "no_peak": reason,
+        "processor_share": share,
+        "build_info": detconv.build_info(),
+        "torch": _torch(job.process),
+    }
     yield {"process": job.process._asdict() | about}
     for task in job.tasks:
         yield {"task": list(task)}

@@ -58,7 +58,7 @@ class FakeClock:
 def test_calls_take_turns_and_medians_are_theirs() -> None:
     clock = FakeClock()
     calls = {"a": Timed(clock.call("a", 5.0, 1.0, 3.0)), "b": Timed(clock.call("b", 2.0))}
-    found = interleaved(calls, 0, clock, least=5, wall=clock)
+    found = interleaved(calls, 25, clock, least=5, wall=clock)
     assert clock.calls == "aabb" + "ab" * 5
     # Two calls came before: the five rounds of a took 3, 5, 1, 3, 5.
     assert found == {"a": Seconds(3.0, 3.0, 5.0, 5, 1), "b": Seconds(2.0, 2.0, 2.0, 5, 1)}
@@ -71,9 +71,16 @@ def test_rounds_go_on_until_the_time_is_up() -> None:
     assert found["a"].rounds == 20
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(8.0, 8), (1.0, 5), (0.5, 5), (0.25, 3), (0.125, 3)])
+def test_slow_calls_get_five_rounds_or_three(seconds: float, rounds: int) -> None:
+    clock = FakeClock()
+    found = interleaved({"a": Timed(clock.call("a", 1.0))}, seconds, clock, least=5, wall=clock)
+    assert found["a"].rounds == rounds
+
+
 def test_short_calls_are_repeated_between_readings() -> None:
     clock = FakeClock()
-    found = interleaved({"a": Timed(clock.call("a", 1e-5))}, 0, clock, least=3, wall=clock)
+    found = interleaved({"a": Timed(clock.call("a", 1e-5))}, 1e-9, clock, least=3, wall=clock)
     assert found["a"].repeats == 100
     assert found["a"].median == pytest.approx(1e-5)
     assert len(clock.calls) == 2 + 3 * 100
@@ -88,7 +95,7 @@ def test_what_is_set_around_a_call_is_not_timed() -> None:
         yield
         clock.now += 100
 
-    found = interleaved({"a": Timed(clock.call("a", 2.0), around)}, 0, clock, least=5, wall=clock)
+    found = interleaved({"a": Timed(clock.call("a", 2.0), around)}, 1, clock, least=3, wall=clock)
     assert found["a"].median == 2.0
 
 
@@ -362,7 +369,8 @@ def test_peak_is_measured_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> No
         found = peak.measure(worker.usable()[-1], 1, 0.02)
     except peak.NoPeak as error:
         pytest.skip(str(error))
-    assert found["float32"] > found["float64"] > 0.1
+    assert found.gflops["float32"] > found.gflops["float64"] > 0.1
+    assert 0 < found.processor_share <= 1
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(peak.NoPeak, match="no-such-compiler"):
         peak.measure(worker.usable()[-1], 1, 0.02)
@@ -397,7 +405,13 @@ def a_result(scale: float = 1.0) -> Result:
     for isa in ("avx512", "avx2"):
         for threads in (1, 2):
             about = {"isa": isa, "malloc": "tuned", "threads": threads, "peak_gflops": {"float32": 100, "float64": 50}}
-            more = {"no_peak": "", "build_info": build, "torch": {"capability": isa}, "environment": {"A": "1"}}
+            more = {
+                "no_peak": "",
+                "processor_share": 1.0,
+                "build_info": build,
+                "torch": {"capability": isa},
+                "environment": {"A": "1"},
+            }
             result.processes.append(about | more)
             for layer, shape in NOTES.items():
                 for route, ms in [("torch oneDNN", 1.0), ("naive", 0.7 * scale), ("exact", 1.5 * scale)]:
@@ -465,11 +479,14 @@ def test_report_says_what_the_result_says() -> None:
     assert "| **geometric mean** | | **1.00** | **0.70** | **1.50** | |" in text
     assert "156 rows; 156 checked, 0 of them failed." in text
     assert "Not complete" not in text
+    assert "busy" not in text
+    result.processes[0]["processor_share"] = 0.6
     result.complete = False
     result.rows[3].failed, result.rows[3].check = True, "bits DIFFER"
     result.rows[4].seconds, result.rows[4].skipped = None, "too dear"
     text = report.markdown(result)
     assert "**Not complete" in text
+    assert "**The machine was busy.**" in text
     assert "FAILED: notes, 7x7/2, forward, float32, avx512, 1 thread, tuned malloc: torch oneDNN: bits DIFFER" in text
     assert "* naive: too dear" in text
 
