@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 0, or 1 if a check of bits failed, or 130 if it was interrupted. Bad arguments exit with 2."""
+    """Run the benchmark; 0, 1 if a check or a process failed, 130 if it was interrupted. Bad arguments exit with 2."""
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.list:
@@ -39,21 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("nothing to measure: no suite that was asked for has such a layer")
     stem = given.output or _stem(options)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in {"SIGTERM", "SIGHUP"} & {*dir(signal)}:
+        signal.signal(getattr(signal, name), _interrupt)
     json_path = stem.with_name(stem.name + ".json")
-    try:
-        result = runner.run(jobs, options, json_path)
-    except runner.WorkerFailed as error:
-        print(f"{error}; what was measured before is in {json_path}", file=sys.stderr)
-        return 1
+    result = runner.run(jobs, options, json_path)
     pictures = plots.draw(result, stem)
     text = report.markdown(result, pictures)
     stem.with_name(stem.name + ".md").write_text(text)
     print(text)
     print(f"Written: {json_path}, .md" + (f" and {len(pictures)} pictures" if pictures else ""), file=sys.stderr)
-    if any(row.failed for row in result.rows):
-        return 1
-    return 0 if result.complete else 130
+    if result.ended == runner.INTERRUPTED:
+        return 130
+    return 1 if result.ended or any(row.failed for row in result.rows) else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -88,7 +88,9 @@ class Comparison:
 
     def _circumstances(self) -> Iterator[str]:
         for result, name in [(self.before, "before"), (self.after, "after")]:
-            yield f"{name}: {result.date}, {len(result.rows)} rows" + ("" if result.complete else ", NOT COMPLETE")
+            yield f"{name}: {result.date}, {len(result.rows)} rows" + (
+                f", NOT COMPLETE: {result.ended}" if result.ended else ""
+            )
         for field in ("machine", "versions"):
             old, new = getattr(self.before, field), getattr(self.after, field)
             for name in sorted({*old, *new}):

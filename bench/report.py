@@ -20,8 +20,8 @@ def markdown(result: Result, pictures: Iterable[Path] = ()) -> str:
 def _lines(result: Result, pictures: Iterable[Path]) -> Iterator[str]:
     yield f"# detconv beside torch, {result.date}"
     yield ""
-    if not result.complete:
-        yield "**Not complete: the run was interrupted.**"
+    if result.ended:
+        yield f"**Not complete: {result.ended}.**"
         yield ""
     failed = [row for row in result.rows if row.failed]
     checked = sum(bool(row.check) for row in result.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +97,7 @@ class Result:
     """One run."""
 
     date: str
-    complete: bool
+    ended: str  # why the run is not complete; empty if it is
     machine: dict[str, Any]
     versions: dict[str, str]
     options: dict[str, Any]
@@ -123,13 +123,11 @@ class Result:
         """
         try:
             entries = json.loads(path.read_text())
-            schema = entries["schema"]
+            if entries["schema"] == SCHEMA:
+                return Result(**entries | {"rows": [Row.read(entry) for entry in entries["rows"]]})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} must be a result of the benchmark; got something else ({error!r})") from None
-        if schema != SCHEMA:
-            raise ValueError(f"{path} must have schema {SCHEMA}; got {schema!r}")
-        known = {f.name for f in fields(Result)}
-        return Result(**{k: v for k, v in entries.items() if k in known} | {"rows": [*map(Row.read, entries["rows"])]})
+        raise ValueError(f"{path} must have schema {SCHEMA}; got {entries['schema']!r}")
 
     def select(self, **fields: Any) -> list[Row]:
         """The timed rows whose fields have these values."""

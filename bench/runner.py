@@ -23,6 +23,9 @@ WIDTH = 100
 Say = Callable[[str], None]
 
 
+INTERRUPTED = "interrupted"
+
+
 class WorkerFailed(RuntimeError):
     """A process of the benchmark ended with an error; it has printed it."""
 
@@ -30,14 +33,11 @@ class WorkerFailed(RuntimeError):
 def run(jobs: list[Job], options: Options, path: Path) -> Result:
     """Run the jobs; the result is kept at the path from the first row on.
 
-    An interrupt ends the run and the result says that it is not complete.
-
-    Raises:
-        WorkerFailed: a process ended with an error; what was measured before is kept.
+    An interrupt or a process that fails ends the run; the result then says so, and has what was measured before.
     """
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     chosen = {name: value for name, value in asdict(options).items() if value is not None}
-    result = Result(today, False, machine.describe(), machine.versions(), chosen)
+    result = Result(today, "not yet", machine.describe(), machine.versions(), chosen)
     tasks = sum(len(job.tasks) for job in jobs)
     try:
         with progress(tasks) as say:
@@ -46,9 +46,13 @@ def run(jobs: list[Job], options: Options, path: Path) -> Result:
                     _take(entry, job, result, say)
                     if "rows" in entry:
                         result.save(path)
-        result.complete = True
+        result.ended = ""
     except KeyboardInterrupt:
-        print("\nInterrupted: what was measured so far is kept.", file=sys.stderr)
+        result.ended = INTERRUPTED
+    except WorkerFailed as error:
+        result.ended = str(error)
+    if result.ended:
+        print(f"\nNot complete: {result.ended}. What was measured before is kept.", file=sys.stderr)
     agree(result.rows)
     result.machine["load_after"] = machine.describe()["load_before"]
     result.save(path)
@@ -74,6 +78,7 @@ def lines_of(job: Job) -> Iterator[dict[str, Any]]:
         stdout=subprocess.PIPE,
         text=True,
         env=environment(job.process),
+        start_new_session=True,  # Ctrl-C reaches this process alone, which keeps what there is and ends the other
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -83,7 +88,7 @@ def lines_of(job: Job) -> Iterator[dict[str, Any]]:
         for line in process.stdout:
             yield json.loads(line)
         if process.wait():
-            raise WorkerFailed(f"the process for {job.process} ended with status {process.returncode}")
+            raise WorkerFailed(f"the process of {job.process} ended with status {process.returncode}")
     finally:
         process.kill()
         process.wait()

@@ -179,7 +179,7 @@ TRAINING = GRADIENTS | {
 
 # Values on which sums are often ties or exact: what a certificate of rounding might find hard.
 HARD = {
-    f"{name}, {values}": NOTES[name]._replace(values=values)
+    f"{name} {values}": NOTES[name]._replace(values=values)
     for name in ("forum", "3x3 128", "1x1 64-256")
     for values in VALUES
 }

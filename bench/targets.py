@@ -93,7 +93,7 @@ def _hard_values(result: Result) -> float | None:
     ratios = {row.layer: row.ratio for row in _tuned(result, suite="values", route="exact")}
     shares = []
     for layer, ratio in ratios.items():
-        normal = ratios.get(f"{layer.split(', ')[0]}, normal")
+        normal = ratios.get(f"{layer.rsplit(' ', 1)[0]} normal")
         if ratio and normal and not layer.endswith("normal"):
             shares.append(ratio / normal)
     return max(shares, default=None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -207,7 +206,6 @@ def _torch(process: Process) -> dict[str, Any]:
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner hears it, keeps what there is, and ends this process
     for entry in run(Job.read(sys.stdin.read())):
         print(json.dumps(entry, allow_nan=False), flush=True)
     return 0

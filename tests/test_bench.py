@@ -400,7 +400,7 @@ def a_row(route: str, **more: Any) -> Row:
 
 def a_result(scale: float = 1.0) -> Result:
     """Made rows for all of notes: torch takes 1 ms, naive 0.7 ms, exact 1.5 ms, times the scale."""
-    result = Result("2026-01-31", True, {"processor": "Model"}, {"torch": "2.13.0"}, {})
+    result = Result("2026-01-31", "", {"processor": "Model"}, {"torch": "2.13.0"}, {})
     build = {"compiler": "GNU", "flags": "-O3", "instruction_sets_usable": ["avx2", "avx512"]}
     for isa in ("avx512", "avx2"):
         for threads in (1, 2):
@@ -481,7 +481,7 @@ def test_report_says_what_the_result_says() -> None:
     assert "Not complete" not in text
     assert "busy" not in text
     result.processes[0]["processor_share"] = 0.6
-    result.complete = False
+    result.ended = "interrupted"
     result.rows[3].failed, result.rows[3].check = True, "bits DIFFER"
     result.rows[4].seconds, result.rows[4].skipped = None, "too dear"
     text = report.markdown(result)
@@ -498,7 +498,7 @@ def test_pictures_are_drawn_for_what_there_is(tmp_path: Path) -> None:
     for path in pictures:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000
-    assert plots.draw(Result("2026-01-31", True, {}, {}, {}), tmp_path / "b") == []
+    assert plots.draw(Result("2026-01-31", "", {}, {}, {}), tmp_path / "b") == []
 
 
 def test_compare_sees_bits_times_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -536,7 +536,7 @@ def test_smoke_run_writes_a_consistent_result(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, (run.stdout[-2000:], run.stderr)
     result = Result.load(tmp_path / "smoke.json")
-    assert result.complete
+    assert not result.ended
     assert (tmp_path / "smoke.md").read_text() == run.stdout.removesuffix("\n")
     assert not any(row.failed for row in result.rows)
     assert {(row.suite, row.which) for row in result.rows} == {*(("forum", w) for w in PASSES), ("tiny", "call")}
@@ -586,12 +586,23 @@ def test_an_interrupt_keeps_what_there_is(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "Interrupted" in stderr
+    assert "Not complete: interrupted." in stderr
     assert "Traceback" not in stderr
     result = Result.load(tmp_path / "a.json")
-    assert not result.complete
+    assert result.ended == "interrupted"
     assert 0 < len(result.select(route="naive")) < 6
     assert "**Not complete" in (tmp_path / "a.md").read_text()
+
+
+def test_a_process_that_fails_ends_the_run_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    process = Process(worker.usable()[-1], "default", 1)
+    fine = worker.Job(process, [worker.Task("forum", "forum", "forward", "float32")], ["naive"], 0.01, 3)
+    wrong = fine._replace(tasks=[fine.tasks[0]._replace(layer="no such layer")])
+    result = runner.run([fine, wrong, fine], plan.Options(), tmp_path / "a.json")
+    assert result.ended == f"the process of {process} ended with status 1"
+    assert len(result.select(route="naive")) == 1
+    assert Result.load(tmp_path / "a.json") == result
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
