@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_seconds, help="for the timing of each layer (default: 1)")
     parser.add_argument("--output", type=_stem_of, metavar="STEM", help="where the result goes, without .json")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--full", action="store_true", help="every suite, every instruction set; takes hours")
+    mode.add_argument(
+        "--full", action="store_true", help="every suite, more element types and instruction sets; an hour or more"
+    )
     mode.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
     mode.add_argument("--list", action="store_true", help="list suites, layers and routes, and measure nothing")
     mode.add_argument(

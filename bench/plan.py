@@ -86,21 +86,21 @@ def processes(suite: str, options: Options, processors: int) -> list[Process]:
     adds torch capped to the next instruction set, and the default malloc; calls are timed on one thread.
     """
     sets = [isa for isa in reversed(usable()) if isa != "baseline"] or ["baseline"]
+    if options.full and suite == "forum":
+        sets = [*reversed(usable())]  # larger layers would take the baseline hours
     threads = options.threads or sorted({1, processors})
     if suite in ("tiny", "values"):
         threads = threads[:1]
     if options.smoke:
         sets, threads = sets[:1], threads[:1]
-    if options.isas or options.mallocs or options.full:
-        isas = options.isas or (
-            sets if suite == "notes" or (options.full and suite in ("forum", "gradients")) else sets[:1]
-        )
-        mallocs = options.mallocs or (list(MALLOCS) if suite == "notes" else list(MALLOCS)[:1])
+    many_sets = suite == "notes" or (options.full and suite in ("forum", "gradients"))
+    isas = options.isas or (sets if many_sets else sets[:1])
+    if options.mallocs or options.full:
+        mallocs = options.mallocs or (MALLOCS if suite == "notes" else MALLOCS[:1])
         return [Process(isa, malloc, n) for isa in isas for malloc in mallocs for n in threads]
-    found = [Process(sets[0], "tuned", n) for n in threads]
-    if suite == "notes" and not options.smoke:
-        found += [Process(isa, "tuned", n) for isa in sets[1:] for n in threads]
-        found += [Process(sets[0], "default", threads[-1])]
+    found = [Process(isa, MALLOCS[0], n) for isa in isas for n in threads]
+    if suite == "notes" and not options.smoke and not options.isas:
+        found.append(Process(sets[0], MALLOCS[1], threads[-1]))
     return found
 
 

@@ -433,7 +433,13 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "must be a result"), ("[]", "must be a result"), ("{}", "must be a result"), ('{"schema": 0}', "schema 1")],
+    [
+        ("", "must be a result"),
+        ("[]", "must be a result"),
+        ("{}", "must be a result"),
+        ('{"schema": 1, "rows": []}', "must be a result"),
+        ('{"schema": 0}', "schema 1"),
+    ],
 )
 def test_other_files_are_no_results(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
