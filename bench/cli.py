@@ -159,7 +159,7 @@ def _print_targets(path: Path, parser: argparse.ArgumentParser) -> int:
         result = Result.load(path)
     except (OSError, ValueError) as error:
         parser.error(f"argument --targets: {error}")
-    print("\n".join(targets.table(result)))
+    print("\n".join(targets.table(targets.lines(result))))
     return 0
 
 

@@ -18,6 +18,7 @@ if not __package__:  # run by its path: the folder above has the package
     sys.path[0] = str(Path(__file__).parent.parent)
 
 from bench.results import Key, Process, Result, Row
+from bench.routes import TORCH
 
 NOTICEABLE = 0.05  # smaller changes are not listed, whatever the spread
 
@@ -27,6 +28,7 @@ class Change(NamedTuple):
 
     before: Row
     after: Row
+    noise: float  # what the spreads explain, of these rows and of torch's that they are divided by; as a fraction
 
     @property
     def ratio(self) -> float | None:
@@ -34,11 +36,6 @@ class Change(NamedTuple):
         if not self.before.ratio or not self.after.ratio:
             return None
         return self.after.ratio / self.before.ratio
-
-    @property
-    def noise(self) -> float:
-        """What the spread of both medians explains, as a fraction."""
-        return max((row.seconds.spread for row in self if row.seconds), default=0)
 
     @property
     def is_noticeable(self) -> bool:
@@ -59,8 +56,13 @@ class Comparison:
 
     def __init__(self, before: Result, after: Result) -> None:
         self.before, self.after = before, after
-        old, new = _by_key(before), _by_key(after)
-        self.changes = [Change(row, new[key]) for key, row in old.items() if key in new]
+        old, new = ({row.key: row for row in result.rows} for result in (before, after))
+        noise_before, noise_after = Noise(before), Noise(after)
+        self.changes = [
+            Change(row, new[key], noise_before.of(row) + noise_after.of(new[key]))
+            for key, row in old.items()
+            if key in new
+        ]
         self.missing = [key for key in old if key not in new]
         self.new = [key for key in new if key not in old]
 
@@ -115,8 +117,20 @@ class Comparison:
             yield f"  {change.ratio:5.2f}  {change.after.key} ({change.before.ratio:.2f} -> {change.after.ratio:.2f})"
 
 
-def _by_key(result: Result) -> dict[Key, Row]:
-    return {row.key: row for row in result.rows}
+class Noise:
+    """How far the ratios of a result are uncertain."""
+
+    def __init__(self, result: Result) -> None:
+        self._torch: dict[Key, float] = {}  # the largest spread of torch's routes on a layer
+        for row in result.rows:
+            if row.route in TORCH and row.seconds:
+                place = row.key._replace(route="")
+                self._torch[place] = max(row.seconds.spread, self._torch.get(place, 0))
+
+    def of(self, row: Row) -> float:
+        """Half the interquartile ranges of the ratio's numerator and denominator, as a fraction."""
+        own = row.seconds.spread if row.seconds else 0
+        return (own + self._torch.get(row.key._replace(route=""), 0)) / 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

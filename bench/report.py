@@ -49,9 +49,11 @@ def _lines(result: Result, pictures: Iterable[Path]) -> Iterator[str]:
             yield from _memory(rows)
             yield from _cuda(rows)
         yield from _skipped(rows)
-    yield "## Targets"
-    yield ""
-    yield from targets.table(result)
+    measured = [line for line in targets.lines(result) if line.measured is not None]
+    if measured:
+        yield "## Targets"
+        yield ""
+        yield from targets.table(measured)
 
 
 def _machine(result: Result) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from bench.results import Result, Row
@@ -121,11 +121,11 @@ def _threads(n: int) -> str:
     return f"{n} thread{'s' * (n > 1)}"
 
 
-def table(result: Result) -> Iterator[str]:
+def table(found: Iterable[Line]) -> Iterator[str]:
     """As Markdown."""
     yield "| target | at most | measured | |"
     yield "|---|---:|---:|---|"
-    for line in lines(result):
+    for line in found:
         measured = "" if line.measured is None else f"{line.measured:.2f}"
         bound = f"{line.most:g}{' or more' if line.least else ''} {line.unit}"
         yield f"| {line.what} | {bound} | {measured} | {line.said} |"
