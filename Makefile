@@ -8,7 +8,7 @@ ARGS ?=
 SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_FILES = $(shell find csrc tests/cpp -name '*.[ch]pp')
+CXX_FILES = $(shell find bench csrc tests/cpp -name '*.[ch]pp')
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE $(shell find csrc python -not -name '__pycache__' -not -name '*.pyc')
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)

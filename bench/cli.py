@@ -13,14 +13,12 @@ from pathlib import Path
 from types import FrameType
 
 from bench import machine, plan, plots, report, runner, targets
-from bench.environment import CAPS, MALLOCS
+from bench.environment import CAPS, MALLOCS, ROOT
 from bench.problem import DTYPES
 from bench.results import Result
 from bench.routes import ROUTES
 from bench.suites import PASSES, SUITES
 from bench.worker import usable
-
-ROOT = Path(__file__).parent.parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
