@@ -67,8 +67,9 @@ def rows_of(job: Job, task: Task, peaks: Peaks) -> list[Row]:
     _time(rows, routes, job, peaks.get(task.dtype))
     if task.suite in ("scaling", "huge"):
         _measure_memory(rows, routes)
-    outputs = {row.route: routes[row.route].output() for row in rows if row.route in METHODS and row.route in routes}
-    return rows + device.rows(device.find(), problem, base, outputs)
+    beside = device.find()
+    ours = [row.route for row in rows if row.route in METHODS and row.route in routes and beside]
+    return rows + device.rows(beside, problem, base, {name: routes[name].output() for name in ours})
 
 
 def _checked(problem: Problem, job: Job, base: Row) -> tuple[list[Row], dict[str, Route]]:
