@@ -8,7 +8,7 @@ ARGS ?=
 SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_FILES = $(shell find csrc tests/cpp -name '*.[ch]pp')
+CXX_FILES = $(shell find bench csrc tests/cpp -name '*.[ch]pp')
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE $(shell find csrc python -not -name '__pycache__' -not -name '*.pyc')
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -28,7 +28,8 @@ experiment: $(VENV)/package
 	python examples/forum_experiment.py $(ARGS)
 
 bench: $(VENV)/package
-	python bench/layers.py $(ARGS)
+	python -m pip install --quiet 'detconv[bench]'
+	python -m bench $(ARGS)
 
 lint: $(VENV)/tools
 	ruff check

@@ -3,7 +3,7 @@
 Five operators, each differentiable by the others, so that gradients of any degree are sums written down too. They are
 defined on ``torch.library.Library``, which costs half of what ``torch.library.custom_op`` does a call, and
 differentiated by a function of their own, which costs half of ``torch.library.register_autograd``'s
-(bench/op_overhead.py).
+(bench/tiny.py).
 
 The functions of this module take what ``detconv.conv2d`` and the others take; the operators themselves take pairs of
 ints and the text of a summation.
