@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 import detconv
 from bench.suites import Layer
+from detconv.verdict import bounds
 
 Array: TypeAlias = NDArray[Any]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 HALF_TYPES = ("float16", "bfloat16")
-ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 # The exact sums of float64 take 0.25 ns a product: a part of a large layer is judged, of at most so many products.
 JUDGED_MACS = 2e8
@@ -144,22 +144,13 @@ def judged(problem: Problem, output: Array) -> Judgement:
     """
     where, _ = problem.part
     given = np.ascontiguousarray(output[where]).astype(np.float64)
-    error = np.abs(given - problem.exact)
-    u = ROUNDOFF[problem.dtype]
-    ulps = error / _ulp(problem.exact, problem.dtype)
-    n_u = (problem.layer.terms(problem.which) + 1) * u
-    bound = problem.magnitude * (n_u / (1 - n_u) if n_u < 1 else np.inf)
+    error, stored = np.abs(given - problem.exact), bounds.FORMATS[problem.dtype]
+    ulps = error / (2 * bounds.half_ulp(problem.exact, stored))
+    n = np.float64(problem.layer.terms(problem.which) + 1)
+    bound = problem.magnitude * bounds.gamma(n, stored.unit)
     if not np.isfinite(given).all() or (error > bound).any():
         verdict = "mistake"
     else:
         verdict = "identical" if (ulps <= 0.5).all() else "rounding"
     return Judgement(float(ulps.max()), float(ulps.mean()), float(np.median(ulps)), given.size, verdict)
 
-
-def _ulp(exact: Array, dtype: str) -> Array:
-    """The distance of the type's numbers at each of these."""
-    _, exponent = np.frexp(exact)
-    least = {"float64": -1074, "float32": -149, "float16": -24, "bfloat16": -133}[dtype]
-    digits = round(-np.log2(ROUNDOFF[dtype]))
-    ulp: Array = np.ldexp(1.0, np.maximum(exponent - digits, least))
-    return ulp
