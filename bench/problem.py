@@ -146,7 +146,7 @@ def judged(problem: Problem, output: Array) -> Judgement:
     given = np.ascontiguousarray(output[where]).astype(np.float64)
     error, stored = np.abs(given - problem.exact), bounds.FORMATS[problem.dtype]
     ulps = error / (2 * bounds.half_ulp(problem.exact, stored))
-    n = np.float64(problem.layer.terms(problem.which) + 1)
+    n = problem.layer.terms(problem.which) + 1
     bound = problem.magnitude * bounds.gamma(n, stored.unit)
     if not np.isfinite(given).all() or (error > bound).any():
         verdict = "mistake"

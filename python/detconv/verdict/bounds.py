@@ -49,13 +49,13 @@ FORMATS = {
 }
 
 
-def gamma(n: Array, unit: float) -> Array:
+def gamma(n: Array | float, unit: float) -> Array:
     """gamma_n = n*u / (1 - n*u): a computed sum is within gamma_n * S of the exact one, in whatever order and tree.
 
     Infinite where n*u is 1 or more. N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, SIAM
     2002, sections 3.1 and 4.2.
     """
-    n_u = n * unit
+    n_u = np.asarray(n * unit)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(n_u < 1, n_u / (1 - n_u), np.inf) * _UP)
 
