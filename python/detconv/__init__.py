@@ -29,6 +29,9 @@ from detconv.summation import Summation
 if TYPE_CHECKING:
     from detconv import nn as nn
     from detconv import reference as reference
+    from detconv.revealing import Reveal as Reveal
+    from detconv.revealing import identify as identify
+    from detconv.revealing import reveal as reveal
     from detconv.torch.convert import convert as convert
     from detconv.torch.hashing import weights_sha256 as weights_sha256
     from detconv.torch.override import override as override
@@ -54,10 +57,13 @@ __version__ = _core.__version__
 
 # What only some need, and where it is: the modules below import torch, or take their time.
 _LATER = {
+    "Reveal": "detconv.revealing",
     "convert": "detconv.torch.convert",
+    "identify": "detconv.revealing",
     "nn": "detconv",
     "override": "detconv.torch.override",
     "reference": "detconv",
+    "reveal": "detconv.revealing",
     "weights_sha256": "detconv.torch.hashing",
 }
 

@@ -1,0 +1,157 @@
+"""An order in words: which loops, in which sequence, fused or rounded, where the bias enters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from detconv.summation import Summation
+
+_TOKEN = re.compile(r"(?P<term>[fm])(?P<number>\d+)|(?P<bias>bias)|(?P<open>d?\[)|(?P<copies>\d+)x\((?P<step>[+-]\d+)\)\{|[\]}]")
+
+
+@dataclass(frozen=True)
+class Node:
+    """An item of the order language: kind is "f", "m", "bias", "[", "d[", or "x" for copies."""
+
+    kind: str
+    number: int = 0  # of the term, or of copies
+    step: int = 0
+    inner: tuple[Node, ...] = ()
+
+    def terms(self) -> Iterator[Node]:
+        """The terms inside, each once for all its copies."""
+        if self.kind in "fm":
+            yield self
+        for node in self.inner:
+            yield from node.terms()
+
+    @property
+    def count(self) -> int:
+        """How many terms there are inside, copies counted."""
+        own = self.number if self.kind == "x" else 1
+        return 1 if self.kind in "fm" else own * sum(node.count for node in self.inner)
+
+
+def parsed(order: str) -> tuple[Node, ...]:
+    """The items of a text that ``Summation`` takes."""
+    stack: list[tuple[str, int, int, list[Node]]] = [("[", 0, 0, [])]
+    for token in _TOKEN.finditer(order):
+        if token["term"]:
+            stack[-1][3].append(Node(token["term"], int(token["number"])))
+        elif token["bias"]:
+            stack[-1][3].append(Node("bias"))
+        elif token["open"]:
+            stack.append((token["open"], 0, 0, []))
+        elif token["copies"]:
+            stack.append(("x", int(token["copies"]), int(token["step"]), []))
+        else:
+            kind, number, step, inner = stack.pop()
+            stack[-1][3].append(Node(kind, number, step, tuple(inner)))
+    return tuple(stack[0][3])
+
+
+def loops_as_order(order: str, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str | None:
+    """The name of the loop nest that an explicit order is, such as ``naive order=kh,kw,c bias=first``; or None."""
+    from itertools import permutations
+
+    if loops != ("c", "kh", "kw"):
+        return None
+    for products, letter in (("fused", "f"), ("rounded", "m")):
+        for bias in ("last", "first"):
+            for sequence in permutations(range(3)):
+                nest = nest_text(extents, sequence, letter)
+                text = f"{nest} bias" if bias == "last" else f"bias {nest}"
+                if order in (text, nest):
+                    names = ",".join(loops[axis] for axis in sequence)
+                    return str(Summation("naive", order=names, products=products, bias=bias))
+    return None
+
+
+def nest_text(extents: tuple[int, int, int], sequence: tuple[int, ...], letter: str = "f") -> str:
+    """Loops over the terms' axes, outermost first, as canonical text: loops that continue each other are one."""
+    strides = (extents[1] * extents[2], extents[2], 1)
+    nest: list[list[int]] = []  # copies and stride, outermost first
+    for axis in sequence:
+        if extents[axis] == 1:
+            continue
+        if nest and nest[-1][1] == extents[axis] * strides[axis]:
+            nest[-1] = [nest[-1][0] * extents[axis], strides[axis]]
+        else:
+            nest.append([extents[axis], strides[axis]])
+    text = f"{letter}0"
+    for copies, stride in reversed(nest):
+        text = f"{letter}0 {letter}{stride}" if (copies, text) == (2, f"{letter}0") else f"{copies}x({stride:+d}){{{text}}}"
+    return text
+
+
+_NAMES = {"c": "channels", "o": "output channels", "n": "samples", "oh": "rows of pixels", "ow": "pixels of a row"}
+
+
+def in_words(order: str, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str:
+    """Such as "kh, kw, channels in sequence, fused, bias last"."""
+    items = parsed(order)
+    chain = list(items)
+    doubles = len(chain) == 1 and chain[0].kind == "d["
+    if doubles:
+        chain = list(chain[0].inner)
+    said = []
+    places = [i for i, node in enumerate(chain) if node.kind == "bias"]
+    body = [node for node in chain if node.kind != "bias"]
+    said.append("; then ".join(_run(node, loops, extents) for node in _grouped(body)))
+    letters = {term.kind for node in items for term in node.terms()}
+    said.append({"f": "fused", "m": "products rounded"}.get("".join(letters), "some products fused, some rounded"))
+    if doubles:
+        said.append("in double")
+    elif any(_has(node, "d[") for node in items):
+        said.append("some partial sums in double")
+    if places:
+        last = places[0] == len(chain) - 1
+        said.append("bias last" if last else "bias first" if places[0] == 0 else f"bias after part {places[0]}")
+    elif any(_has(node, "bias") for node in items):
+        said.append("bias inside")
+    return ", ".join(said)
+
+
+def _grouped(body: list[Node]) -> list[Node]:
+    """Runs of single items as one, so that a long list stays short in words."""
+    if len(body) <= 6:
+        return body
+    return [Node("[", inner=tuple(body))]
+
+
+def _has(node: Node, kind: str) -> bool:
+    return node.kind == kind or any(_has(inner, kind) for inner in node.inner)
+
+
+def _run(node: Node, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str:
+    names = []
+    at = node
+    while at.kind == "x" and len(at.inner) == 1:
+        names.append(_loop(at, loops, extents))
+        at = at.inner[0]
+    if at.kind in ("f", "m"):
+        return ", ".join(names) + " in sequence" if names else f"product {at.number}"
+    if at.kind in ("[", "d[") and all(inner.kind in ("f", "m", "x") for inner in at.inner):
+        inside = ", ".join(dict.fromkeys(_run(inner, loops, extents) for inner in at.inner[:3]))
+        each = f"a partial sum of {at.count} products ({inside}{', ...' if len(at.inner) > 3 else ''})"
+        return f"for {', '.join(names)}: {each}" if names else each
+    return (f"for {', '.join(names)}: " if names else "") + f"a tree of {at.count} products"
+
+
+def _loop(node: Node, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str:
+    """Which axes a loop runs over, by its step: all of them, or some elements of one."""
+    strides, step = (extents[1] * extents[2], extents[2], 1), abs(node.step)
+    backwards = " backwards" if node.step < 0 else ""
+    for first in range(3):
+        for last in range(first, 3):
+            if step == strides[last] and node.number * step == strides[first] * extents[first]:
+                axes = [axis for axis in range(first, last + 1) if extents[axis] > 1]
+                return ", ".join(_NAMES.get(loops[axis], loops[axis]) for axis in axes) + backwards
+    for axis in range(3):
+        if extents[axis] > 1 and step % strides[axis] == 0 and node.number * step <= strides[axis] * extents[axis]:
+            each = step // strides[axis]
+            name = _NAMES.get(loops[axis], loops[axis])
+            return f"{node.number} {name}{backwards}" + (f" in steps of {each}" if each > 1 else "")
+    return f"{node.number} products in steps of {node.step}"
