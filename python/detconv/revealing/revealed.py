@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Reveal:
     calls: int = 0
     seconds: float = 0.0
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry:
         names = ("input_shape", "weight_shape", "bias", "stride", "padding", "dilation", "groups", "dtype", "pass_")
         return Geometry.of(**{name: _tuple(self.key[name]) for name in names})
@@ -228,7 +229,10 @@ class Reveal:
             )
             key = {name: _tuple(value) for name, value in data["key"].items()}
             fields = ("status", "reason", "match", "trials", "found_in", "calls", "seconds")
-            return Reveal(key=key, classes=classes, **{name: data[name] for name in fields})
+            found = Reveal(key=key, classes=classes, **{name: data[name] for name in fields})
+            if len(classes) not in (0, len(parts(found.geometry))):
+                raise ValueError(f"not a revealed order: {len(classes)} parts")
+            return found
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"not a revealed order: {type(error).__name__} {error}") from error
 
@@ -276,11 +280,9 @@ def _where(part: Part, classes: Classes, number: int) -> str:
     """Which outputs a class holds, in words: those of some rows, some samples, some pixels."""
     mask = classes.core == number
     said = [part.name] if part.name else []
-    names = {"forward": ("samples", "channels", "rows", "columns")}.get("forward", ())
+    names = ("samples", "channels", "rows", "columns")
     if part.loops[0] == "n":
         names = ("input channels", "output channels", "kh", "kw")
-    elif part.loops[0] == "o":
-        names = ("samples", "channels", "rows", "columns")
     for axis, kinds in enumerate(classes.axes):
         used = mask.any(tuple(a for a in range(4) if a != axis))
         where = np.flatnonzero(used[kinds])

@@ -59,6 +59,8 @@ class Trials:
         if trial in self.kept:
             return self.kept[trial]
         result = self.box(self.data.geometry, *self.data(trial)).copy()
+        if not np.isfinite(result).all():
+            raise ValueError(f"fn ({self.box.name}) must give finite results for standard normal values; got NaN or inf")
         if (len(self.kept) + 1) * result.nbytes <= _KEPT:
             self.kept[trial] = result
         return result

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from detconv.revealing.texts import Node, parsed
+
 LONGEST_PERIOD = 512  # of items that repeat; a vector of 16 lanes with 32 accumulators
 
 
@@ -50,6 +52,57 @@ class Tree:
             NotExpressible: a sum in double has a part that is rounded on the way.
         """
         return _Writer(self).text()
+
+
+def tree_of(order: str, terms: int) -> Tree:
+    """The tree that a text in the order language describes, for float32."""
+    children: dict[int, tuple[int, int]] = {}
+    fused: set[int] = set()
+    wide: set[int] = set()
+
+    def chain(items: tuple[Node, ...], shift: int, doubles: bool, current: int | None) -> int | None:
+        for item in items:
+            match item.kind:
+                case "x":
+                    for copy in range(item.number):
+                        current = chain(item.inner, shift + copy * item.step, doubles, current)
+                    continue
+                case "[" | "d[":
+                    inner_doubles = doubles or item.kind == "d["
+                    added = chain(item.inner, shift, inner_doubles, None)
+                    assert added is not None
+                    if inner_doubles and not doubles:  # rounded at its end
+                        wide.discard(added)
+                        if added < terms:
+                            fused.discard(added)
+                case "bias":
+                    added = terms
+                case _:
+                    added = item.number + shift
+                    if item.kind == "f" and (current is not None or doubles):
+                        fused.add(added)
+            if current is None:
+                current = added
+                continue
+            node = terms + 1 + len(children)
+            children[node] = (current, added)
+            if doubles:
+                wide.add(node)
+            current = node
+        return current
+
+    root = chain(parsed(order), 0, False, None)
+    assert root is not None
+    return Tree(terms, children, root, fused, wide)
+
+
+def canonical(order: str, terms: int) -> str:
+    """The text that all orders of the same tree share: the one that ``reveal`` gives.
+
+    Raises:
+        NotExpressible: never, for a text of the language.
+    """
+    return tree_of(order, terms).text()
 
 
 Item = tuple[int, int]  # a shape, and the number of its first term

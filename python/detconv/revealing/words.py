@@ -2,60 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import permutations
 
+from detconv.revealing.texts import Node, nest_text, parsed
 from detconv.summation import Summation
-
-_TOKEN = re.compile(r"(?P<term>[fm])(?P<number>\d+)|(?P<bias>bias)|(?P<open>d?\[)|(?P<copies>\d+)x\((?P<step>[+-]\d+)\)\{|[\]}]")
-
-
-@dataclass(frozen=True)
-class Node:
-    """An item of the order language: kind is "f", "m", "bias", "[", "d[", or "x" for copies."""
-
-    kind: str
-    number: int = 0  # of the term, or of copies
-    step: int = 0
-    inner: tuple[Node, ...] = ()
-
-    def terms(self) -> Iterator[Node]:
-        """The terms inside, each once for all its copies."""
-        if self.kind in "fm":
-            yield self
-        for node in self.inner:
-            yield from node.terms()
-
-    @property
-    def count(self) -> int:
-        """How many terms there are inside, copies counted."""
-        own = self.number if self.kind == "x" else 1
-        return 1 if self.kind in "fm" else own * sum(node.count for node in self.inner)
-
-
-def parsed(order: str) -> tuple[Node, ...]:
-    """The items of a text that ``Summation`` takes."""
-    stack: list[tuple[str, int, int, list[Node]]] = [("[", 0, 0, [])]
-    for token in _TOKEN.finditer(order):
-        if token["term"]:
-            stack[-1][3].append(Node(token["term"], int(token["number"])))
-        elif token["bias"]:
-            stack[-1][3].append(Node("bias"))
-        elif token["open"]:
-            stack.append((token["open"], 0, 0, []))
-        elif token["copies"]:
-            stack.append(("x", int(token["copies"]), int(token["step"]), []))
-        else:
-            kind, number, step, inner = stack.pop()
-            stack[-1][3].append(Node(kind, number, step, tuple(inner)))
-    return tuple(stack[0][3])
-
 
 def loops_as_order(order: str, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str | None:
     """The name of the loop nest that an explicit order is, such as ``naive order=kh,kw,c bias=first``; or None."""
-    from itertools import permutations
-
     if loops != ("c", "kh", "kw"):
         return None
     for products, letter in (("fused", "f"), ("rounded", "m")):
@@ -67,23 +20,6 @@ def loops_as_order(order: str, loops: tuple[str, str, str], extents: tuple[int, 
                     names = ",".join(loops[axis] for axis in sequence)
                     return str(Summation("naive", order=names, products=products, bias=bias))
     return None
-
-
-def nest_text(extents: tuple[int, int, int], sequence: tuple[int, ...], letter: str = "f") -> str:
-    """Loops over the terms' axes, outermost first, as canonical text: loops that continue each other are one."""
-    strides = (extents[1] * extents[2], extents[2], 1)
-    nest: list[list[int]] = []  # copies and stride, outermost first
-    for axis in sequence:
-        if extents[axis] == 1:
-            continue
-        if nest and nest[-1][1] == extents[axis] * strides[axis]:
-            nest[-1] = [nest[-1][0] * extents[axis], strides[axis]]
-        else:
-            nest.append([extents[axis], strides[axis]])
-    text = f"{letter}0"
-    for copies, stride in reversed(nest):
-        text = f"{letter}0 {letter}{stride}" if (copies, text) == (2, f"{letter}0") else f"{copies}x({stride:+d}){{{text}}}"
-    return text
 
 
 _NAMES = {"c": "channels", "o": "output channels", "n": "samples", "oh": "rows of pixels", "ow": "pixels of a row"}
