@@ -206,15 +206,15 @@ def run_all(arguments: argparse.Namespace) -> int:
         for at, configuration in enumerate(todo):
             path = configuration.path(results)
             if path.exists() and not arguments.again(path):
+                _learn(known, configuration, json.loads(path.read_text(encoding="utf-8")))
                 continue
             start = time.perf_counter()
             if "cap" in dict(configuration.settings) and not arguments.inside:
                 result = _in_process(configuration, arguments)
             else:
                 hypotheses = known.setdefault(configuration.layer, [])
-                result = run(configuration, arguments.budget, hypotheses[:8])
-                for part in result["parts"]:
-                    hypotheses += [text for text in part["summations"] if text not in hypotheses]
+                result = run(configuration, arguments.budget, hypotheses[:12])
+                _learn(known, configuration, result)
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             good = result["status"] in ("exact", "transform")
             failed += not good
@@ -225,6 +225,13 @@ def run_all(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
     return 1 if failed else 0
+
+
+def _learn(known: dict[Layer, list[str]], configuration: Configuration, result: dict[str, Any]) -> None:
+    """Orders found for a layer are tried first in its other configurations."""
+    hypotheses = known.setdefault(configuration.layer, [])
+    for part in result["parts"]:
+        hypotheses += [text for text in part["summations"] if text not in hypotheses]
 
 
 def _in_process(configuration: Configuration, arguments: argparse.Namespace) -> dict[str, Any]:

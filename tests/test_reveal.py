@@ -362,7 +362,7 @@ def test_functions_that_do_not_behave() -> None:
     with pytest.raises(RuntimeError, match=r"raises\) raised KeyError") as raised:
         detconv.reveal(raises, *SHAPES)
     assert isinstance(raised.value.__cause__, KeyError)
-    with pytest.raises(ValueError, match=r"must return shape \(1, 5, 5, 7\) .*; got \(1, 5, 7, 8\)"):
+    with pytest.raises(ValueError, match=r"must return shape \(1, 5, 5, 7\) .*; got \(1, 5, 7, 7\)"):
         detconv.reveal(box("naive", padding=(1, 0)), (1, 6, 5, 8), (5, 6, 1, 2))
     with pytest.raises(TypeError, match="must return float32, the type of its inputs; got float64"):
         detconv.reveal(lambda x, w, b: detconv.conv2d(x, w, b).astype(float), *SHAPES)
@@ -424,7 +424,10 @@ def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.parametrize("pass_", passes.PASSES)
 def test_parts_of_a_pass_are_the_pass(geometry: dict[str, Any], pass_: str) -> None:
     g = passes.Geometry.of((2, 6, 9, 8), (6, 6 // geometry.get("groups", 1), 3, 3), pass_=pass_, **geometry)
-    image, panel = made(g.image_shape, np.float32, 1, "small integers"), made(g.panel_shape, np.float32, 2, "small integers")
+    image, panel = (
+        made(g.image_shape, np.float32, 1, "small integers"),
+        made(g.panel_shape, np.float32, 2, "small integers"),
+    )
     given: tuple[Any, ...] = (image, panel, None)
     if pass_ == "input_gradient":
         given = (g.input_shape, panel, image)

@@ -95,9 +95,7 @@ def reveal(
         found = _search(box, geometry, hypotheses, seed, say)
     finally:
         say.end()
-    return replace(
-        found, key=key_of(box, geometry, library), calls=box.calls, seconds=time.monotonic() - start
-    )
+    return replace(found, key=key_of(box, geometry, library), calls=box.calls, seconds=time.monotonic() - start)
 
 
 def identify(

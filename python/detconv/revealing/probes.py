@@ -210,5 +210,3 @@ def like_rows(prober: Prober, row: int, rows: Array, random: np.random.Generator
         results = prober.outputs(np.broadcast_to(probe, (part.rows, prober.width)), image)
         alike &= results == results[row]
     return rows[alike[rows]]
-
-

@@ -66,5 +66,5 @@ def nest_text(extents: tuple[int, int, int], sequence: tuple[int, ...], letter: 
             nest.append([extents[axis], strides[axis]])
     text = f"{letter}0"
     for copies, stride in reversed(nest):
-        text = f"{letter}0 {letter}{stride}" if (copies, text) == (2, f"{letter}0") else f"{copies}x({stride:+d}){{{text}}}"
+        text = f"{copies}x({stride:+d}){{{text}}}"
     return text

@@ -54,8 +54,8 @@ class Tree:
         return _Writer(self).text()
 
 
-def tree_of(order: str, terms: int) -> Tree:
-    """The tree that a text in the order language describes, for float32."""
+def tree_of(order: str, terms: int, bias: bool = True) -> Tree:
+    """The tree that a text in the order language describes, for float32; without bias, its item is passed over."""
     children: dict[int, tuple[int, int]] = {}
     fused: set[int] = set()
     wide: set[int] = set()
@@ -69,13 +69,17 @@ def tree_of(order: str, terms: int) -> Tree:
                     continue
                 case "[" | "d[":
                     inner_doubles = doubles or item.kind == "d["
-                    added = chain(item.inner, shift, inner_doubles, None)
-                    assert added is not None
+                    inner = chain(item.inner, shift, inner_doubles, None)
+                    if inner is None:  # of a bias that is not there
+                        continue
+                    added = inner
                     if inner_doubles and not doubles:  # rounded at its end
                         wide.discard(added)
                         if added < terms:
                             fused.discard(added)
                 case "bias":
+                    if not bias:
+                        continue
                     added = terms
                 case _:
                     added = item.number + shift
@@ -96,13 +100,9 @@ def tree_of(order: str, terms: int) -> Tree:
     return Tree(terms, children, root, fused, wide)
 
 
-def canonical(order: str, terms: int) -> str:
-    """The text that all orders of the same tree share: the one that ``reveal`` gives.
-
-    Raises:
-        NotExpressible: never, for a text of the language.
-    """
-    return tree_of(order, terms).text()
+def canonical(order: str, terms: int, bias: bool = True) -> str:
+    """The text that all orders of the same tree share: the one that ``reveal`` gives."""
+    return tree_of(order, terms, bias).text()
 
 
 Item = tuple[int, int]  # a shape, and the number of its first term

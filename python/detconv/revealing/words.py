@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 
 from detconv.revealing.texts import Node, nest_text, parsed
+from detconv.revealing.trees import canonical
 from detconv.summation import Summation
 
+
 def loops_as_order(order: str, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str | None:
-    """The name of the loop nest that an explicit order is, such as ``naive order=kh,kw,c bias=first``; or None."""
-    if loops != ("c", "kh", "kw"):
+    """The name of the loop nest that a canonical order is, such as ``naive order=kh,kw,c bias=first``; or None."""
+    if loops != ("c", "kh", "kw") or "[" in order:
         return None
-    for products, letter in (("fused", "f"), ("rounded", "m")):
-        for bias in ("last", "first"):
-            for sequence in permutations(range(3)):
-                nest = nest_text(extents, sequence, letter)
-                text = f"{nest} bias" if bias == "last" else f"bias {nest}"
-                if order in (text, nest):
-                    names = ",".join(loops[axis] for axis in sequence)
-                    return str(Summation("naive", order=names, products=products, bias=bias))
+    letter = "f" if "f" in order else "m"
+    bias = "first" if order.startswith("bias") else "last"
+    for sequence in permutations(range(3)):
+        nest = nest_text(extents, sequence, letter)
+        text = f"bias {nest}" if bias == "first" else f"{nest} bias"
+        if canonical(text, math.prod(extents), "bias" in order) == order:
+            names = ",".join(loops[axis] for axis in sequence)
+            return str(Summation("naive", order=names, products="fused" if letter == "f" else "rounded", bias=bias))
     return None
 
 
