@@ -280,9 +280,176 @@ def _status(path: Path) -> str:
 
 # ---- The page ----
 
+BEFORE = """# Orders in use
+
+In which order the convolutions of torch, NumPy, SciPy, ONNX Runtime and JAX add their products, as `detconv.reveal` found
+it: each order below was replayed by detconv on random values, and **every output had the same bits**, in enough trials to
+rule out luck. The page is made by [`bench/orders.py`](../bench/orders.py); an order holds for its key, which is the
+library and its version, the instruction set, the number of threads, the memory layout and the shape.
+
+## How an order is found
+
+1. **Does it repeat?** The same call, three times. If bits differ: `nondeterministic`.
+2. **Does an output depend on its window alone?** 2^60 at one pixel, then another. If an output that does not look there
+   changes: `transform` (Winograd's algorithm, an FFT).
+3. **Probes.** The image is all ones; the weights of each output channel are a probe: M = 2^100, -M and ones. M absorbs
+   what is added before the two meet, so the result counts the terms outside their lowest common ancestor. Breadth first,
+   one pivot against all others, that gives the tree (FPRev, USENIX ATC 2025, for sums and matrix products). More probes
+   tell whether a product is fused, and whether a partial sum is kept in double. If no tree answers so: `not_a_tree`.
+4. **Replay.** The tree, as a text in the order language, runs in detconv's engine on random values against all outputs
+   of the real shape. Where bits differ, the next order is looked for: the last rows of a blocked loop, say. Half of the
+   trials are standard normal; in the others each row has a pair of huge numbers that cancel, which tells orders apart
+   that nearly always agree. There are so many trials that an order which agrees as often as others in common use do by
+   luck would pass with a probability below 10^-6 over all outputs.
+5. `exact` is said when all outputs have passed all trials, `partial` when some have, or when time ran out.
+
+What this does not say: infinities, NaN and the sign of zeros may be treated otherwise (detconv's zero is +0); terms of
+the padding are left out by some and added by others, which changes no sum of finite numbers.
+
+    detconv reveal torch --shape 1 16 28 28 --weight 8 16 5 5 --padding 2
+    detconv reveal MODULE:FUNCTION --shape 8 64 56 56 --weight 64 64 3 3 --padding 1 --save order.json
+
+```python
+>>> import detconv, numpy as np
+>>> def mine(x, w, b):
+...     windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))
+...     return np.einsum("nchwij,ocij->nohw", windows, w) + b[:, None, None]
+>>> r = detconv.reveal(mine, (1, 4, 9, 9), (3, 4, 3, 3))
+>>> r.status, r.match
+('exact', 1.0)
+>>> rng = np.random.default_rng(1)
+>>> x, w, b = (rng.random(shape, np.float32) for shape in [(1, 4, 9, 9), (3, 4, 3, 3), (3,)])
+>>> detconv.conv2d(x, w, b, summation=r).tobytes() == mine(x, w, b).tobytes()
+True
+
+```
+
+Texts are explained in [the contract](contract.md): `25x(+1){16x(+25){f0}} bias` is 25 times 16 fused products, whose
+numbers rise by 25 and then by 1, and the bias last; `[...]` is a partial sum of its own, `m` a rounded product, `d[...]`
+a sum in double. A nest of loops is given by its name. Where a layer has several orders, they are in the sequence of the
+number of outputs that they have.
+"""
+
 
 def page(results: Path) -> str:
-    raise NotImplementedError
+    """The page, from all results that there are."""
+    found = {}
+    for path in sorted(results.glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found[data["configuration"]] = data
+    lines = [BEFORE, "## In numbers", ""]
+    versions = sorted({f"{data['key']['library']} {data['key']['version']}" for data in found.values()})
+    machines = sorted({f"{data['key']['cpu']} ({data['key']['machine']})" for data in found.values()})
+    lines += [f"Of {', '.join(versions)}; on {', '.join(machines)}.", ""]
+    lines += ["| suite | configurations | exact | transform | other | outputs compared, all bits equal |"]
+    lines += ["|---|---|---|---|---|---|"]
+    bodies: list[str] = []
+    for suite in SUITES:
+        own = [(c, found[c.name]) for c in configurations(suite, False, [1, 2]) if c.name in found]
+        if not own:
+            continue
+        total = len(list(configurations(suite, False, [1, 2])))
+        exact = [data for _, data in own if data["status"] == "exact"]
+        transforms = sum(data["status"] == "transform" for _, data in own)
+        outputs = sum(sum(map(sum, (part["outputs"] for part in data["parts"]))) for data in exact)
+        count = f"{len(own)}" if len(own) == total else f"{len(own)} of {total}"
+        lines.append(
+            f"| {suite} | {count} | {len(exact)} | {transforms} | {len(own) - len(exact) - transforms} | {outputs:,} |"
+        )
+        bodies += ["", *_section(suite, own)]
+    return "\n".join([*lines, *bodies]) + "\n"
+
+
+Result = tuple[Configuration, dict[str, Any]]
+
+
+def _section(suite: str, results: list[Result]) -> Iterator[str]:
+    titles = {
+        "torch": "torch, forward",
+        "libraries": "Other libraries",
+        "gradients": "torch, gradients",
+        "caps": "torch below AVX-512",
+    }
+    yield f"## {titles[suite]}"
+    groups: dict[str, list[Result]] = {}
+    if suite == "torch":
+        for network, layers in NETWORKS.items():
+            groups[network] = [result for result in results if result[0].layer in layers]
+    elif suite == "gradients":
+        for pass_ in ("input_gradient", "weight_gradient"):
+            groups[pass_.replace("_", " ")] = [result for result in results if result[0].pass_ == pass_]
+    elif suite == "caps":
+        for cap in CAPS:
+            groups[cap] = [result for result in results if dict(result[0].settings)["cap"] == cap]
+    else:
+        groups[""] = results
+    for name, own in groups.items():
+        if not own:
+            continue
+        yield ""
+        if name:
+            yield f"### {name[0].upper()}{name[1:]}"
+            yield ""
+        yield "| layer | where | order |"
+        yield "|---|---|---|"
+        layers: dict[Layer, list[Result]] = {}
+        for configuration, data in own:
+            layers.setdefault(configuration.layer, []).append((configuration, data))
+        for layer, same in layers.items():
+            yield from _rows(layer, same)
+
+
+def _rows(layer: Layer, results: list[Result]) -> Iterator[str]:
+    """One line for each order of a layer, with the settings in which it is the order."""
+    orders: dict[str, list[Configuration]] = {}
+    for configuration, data in results:
+        orders.setdefault(_order(data), []).append(configuration)
+    every = [dict(_settings(configuration)) for configuration, _ in results]
+    axes = {axis: sorted({settings[axis] for settings in every}, key=str) for axis in every[0]}
+    for order, own in sorted(orders.items(), key=lambda item: -len(item[1])):
+        where = "; ".join(_products([dict(_settings(configuration)) for configuration in own], axes)) or "everywhere"
+        yield f"| {layer.name}{', bias' if layer.bias else ''} | {where} | {order} |"
+
+
+def _order(data: dict[str, Any]) -> str:
+    found = detconv.Reveal.from_dict(data)
+    names = []
+    for order in found.orders:
+        name = order.name if len(order.name) <= 110 else order.name[:107] + "..."
+        if f"`{name}`" not in names:
+            names.append(f"`{name}`")
+    return ", ".join(names) if found.status == "exact" else " ".join([found.status, *names])
+
+
+def _settings(configuration: Configuration) -> Iterator[tuple[str, Any]]:
+    settings = dict(configuration.settings)
+    if configuration.library != "torch":
+        yield "library", configuration.library
+        return
+    yield "onednn", "oneDNN" if settings["onednn"] else "no oneDNN"
+    yield "layout", settings["layout"]
+    yield "batch", f"batch {configuration.batch}"
+    yield "threads", f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+
+
+def _products(chosen: list[dict[str, Any]], axes: dict[str, list[Any]]) -> list[str]:
+    """The chosen settings as few products of values of the axes; an axis with all its values is not named."""
+    used = {axis: [value for value in axes[axis] if any(c[axis] == value for c in chosen)] for axis in axes}
+    size = 1
+    for values in used.values():
+        size *= len(values)
+    if size == len(chosen):
+        said = [" or ".join(map(str, used[axis])) for axis in axes if len(used[axis]) < len(axes[axis])]
+        return [", ".join(said)] if said else []
+    axis = next(axis for axis in axes if len(used[axis]) > 1)
+    found = []
+    for value in used[axis]:
+        own = [c for c in chosen if c[axis] == value]
+        found += [
+            f"{value}, {text}" if text else str(value)
+            for text in _products(own, {a: v for a, v in axes.items() if a != axis}) or [""]
+        ]
+    return found
 
 
 if __name__ == "__main__":

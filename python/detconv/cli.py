@@ -1,4 +1,4 @@
-"""The command line: ``detconv info`` and ``detconv demo``."""
+"""The command line: ``detconv info``, ``detconv demo`` and ``detconv reveal``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from detconv import demo
+    from detconv.revealing import command as reveal
 
     parser = argparse.ArgumentParser("detconv", description="Deterministic conv2d whose summation is written down.")
     parser.add_argument("--version", action="version", version=f"detconv {_core.__version__}")
@@ -32,6 +33,11 @@ def _parser() -> argparse.ArgumentParser:
     parser_demo = commands.add_parser("demo", help=help_demo, description=help_demo)
     demo.add_arguments(parser_demo)
     parser_demo.set_defaults(run=demo.run)
+
+    help_reveal = "in which order does a function that convolves add, and do its bits prove it?"
+    parser_reveal = commands.add_parser("reveal", help=help_reveal, description=reveal.DESCRIPTION)
+    reveal.add_arguments(parser_reveal)
+    parser_reveal.set_defaults(run=reveal.run)
     return parser
 
 

@@ -33,11 +33,11 @@ def make(route: str, arguments: Mapping[str, Any], onednn: bool = True) -> Black
         ImportError: its library is not installed.
     """
     if route not in ROUTES:
-        raise ValueError(f"must be one of {', '.join(ROUTES)}; got {route!r}")
-    geometry = Geometry.of(**{name: value for name, value in arguments.items()})
-    if route == "torch":
-        return BlackBox(_torch(geometry, onednn), "torch", "torch")
-    return BlackBox(ROUTES[route](geometry), "numpy", route.split()[0])
+        raise ValueError(f"function must be one of {', '.join(ROUTES)}, or MODULE:FUNCTION; got {route!r}")
+    geometry = Geometry.of(**arguments)
+    fn = _torch(geometry, onednn) if route == "torch" else ROUTES[route](geometry)
+    fn.__qualname__ = route if onednn else f"{route} without oneDNN"
+    return BlackBox(fn, "torch" if route == "torch" else "numpy", route.split("-")[0])
 
 
 # ---- torch ----
@@ -231,14 +231,14 @@ def _jax(g: Geometry) -> Callable[..., Any]:
 
 ROUTES: dict[str, Callable[[Geometry], Callable[..., Any]]] = {
     "torch": _torch,
-    "numpy tensordot": _by_group(_tensordot),
-    "numpy einsum": _by_group(_einsum),
-    "numpy einsum optimize": _by_group(_einsum_optimized),
-    "numpy matmul": _by_group(_matmul),
-    "scipy ndimage": _per_channel(_ndimage),
-    "scipy correlate2d": _per_channel(_correlate2d),
-    "scipy correlate": _per_channel(_correlate),
-    "scipy correlate fft": _per_channel(_correlate_fft),
+    "numpy-tensordot": _by_group(_tensordot),
+    "numpy-einsum": _by_group(_einsum),
+    "numpy-einsum-optimize": _by_group(_einsum_optimized),
+    "numpy-matmul": _by_group(_matmul),
+    "scipy-ndimage": _per_channel(_ndimage),
+    "scipy-correlate2d": _per_channel(_correlate2d),
+    "scipy-correlate": _per_channel(_correlate),
+    "scipy-correlate-fft": _per_channel(_correlate_fft),
     "onnxruntime": _onnxruntime,
     "jax": _jax,
 }

@@ -70,8 +70,12 @@ class Geometry:
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be True or False: whether there is one; got {type(bias).__name__}")
         # The engine checks and computes the sizes: of no samples at all, which costs nothing.
-        empty = np.empty((0, *shapes[0][1:]), name), np.empty(shapes[1], name)
-        none = _core.conv2d(*empty, None, stride, padding, dilation, groups, Summation()._compiled)
+        none_of = (0, *shapes[0][1:])
+        empty = np.empty(none_of, name), np.empty(shapes[1], name)
+        try:
+            none = _core.conv2d(*empty, None, stride, padding, dilation, groups, Summation()._compiled)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(none_of), str(shapes[0]))) from None
         output_shape = (shapes[0][0], *none.shape[1:])
         if math.prod(output_shape) * math.prod(shapes[1]) == 0:
             raise ValueError(f"input_shape {shapes[0]} and weight_shape {shapes[1]} must give at least one product")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 STATUSES = {
-    "exact": "every output of the real shape has the bits of its order, in so many trials that luck is ruled out",
+    "exact": "every output of the real shape has the bits of its order, in enough trials to rule out luck",
     "partial": "the orders of some outputs were found, not of all, or time ran out before luck was ruled out",
     "transform": "an output depends on pixels that its window misses: Winograd's algorithm, an FFT or the like",
     "nondeterministic": "the same call gave different bits",
@@ -162,8 +162,8 @@ class Reveal:
             lines.append(f"The catalogue knows the order from: {self.found_in}.")
         if self.orders:
             lines.append(
-                f"Verified: {100 * self.match:.3f}% of all outputs have the bits of their order on random normal "
-                f"values, in each of {self.trials} trials."
+                f"Verified: {100 * self.match:.3f}% of all outputs have the bits of their order in each of "
+                f"{self.trials} trials, half of them on random normal values, half on values that cancel."
             )
         lines.append(
             "Not known: whether this holds for other shapes, layouts, numbers of threads, processors or versions; what "

@@ -72,11 +72,15 @@ def _run(node: Node, loops: tuple[str, str, str], extents: tuple[int, int, int])
         at = at.inner[0]
     if at.kind in ("f", "m"):
         return ", ".join(names) + " in sequence" if names else f"product {at.number}"
+    before = f"for {', '.join(names)}: " if names else ""
     if at.kind in ("[", "d[") and all(inner.kind in ("f", "m", "x") for inner in at.inner):
-        inside = ", ".join(dict.fromkeys(_run(inner, loops, extents) for inner in at.inner[:3]))
-        each = f"a partial sum of {at.count} products ({inside}{', ...' if len(at.inner) > 3 else ''})"
-        return f"for {', '.join(names)}: {each}" if names else each
-    return (f"for {', '.join(names)}: " if names else "") + f"a tree of {at.count} products"
+        inside = [_run(inner, loops, extents) for inner in at.inner]
+        if len(inside) == 1 and inside[0].startswith(f"{at.count} products"):
+            return f"{before}a partial sum of {inside[0]}"
+        if len(inside) <= 3:
+            return f"{before}a partial sum of {at.count} products ({'; '.join(inside)})"
+        return f"{before}a partial sum of {at.count} products"
+    return f"{before}a tree of {at.count} products"
 
 
 def _loop(node: Node, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str:
@@ -92,5 +96,7 @@ def _loop(node: Node, loops: tuple[str, str, str], extents: tuple[int, int, int]
         if extents[axis] > 1 and step % strides[axis] == 0 and node.number * step <= strides[axis] * extents[axis]:
             each = step // strides[axis]
             name = _NAMES.get(loops[axis], loops[axis])
-            return f"{node.number} {name}{backwards}" + (f" in steps of {each}" if each > 1 else "")
-    return f"{node.number} products in steps of {node.step}"
+            return (f"{node.number} {name}" if each == 1 else f"{node.number} blocks of {each} {name}") + backwards
+    if step == 1 and node.number < strides[0] and loops[0] != "n":
+        return f"{node.number} taps{backwards}"
+    return f"{node.number} products" + (f" in steps of {node.step}" if node.step != 1 else "")
