@@ -54,6 +54,12 @@ class Layer:
         rest += " depthwise" if self.groups > 1 else ""
         return f"{self.channels}x{self.size}x{self.size} to {self.outputs}, {self.kernel}x{self.kernel}{rest}"
 
+    @property
+    def products(self) -> int:
+        """How many products one sample takes."""
+        side = (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+        return side * side * self.outputs * self.channels // self.groups * self.kernel**2
+
     def arguments(self, batch: int) -> dict[str, Any]:
         return {
             "input_shape": (batch, self.channels, self.size, self.size),
@@ -144,13 +150,13 @@ def configurations(suite: str, smoke: bool, threads: list[int]) -> Iterator[Conf
             layers = list(dict.fromkeys(layer for network in NETWORKS.values() for layer in network))
             if smoke:
                 layers = [FORUM, Layer(64, 14, 32, 3, 1, 1), Layer(32, 14, 32, 3, 1, 1, 32)]
-            for batch in (1, 8) if smoke else (1, 8, 16):
-                for layer in layers:
-                    for count in threads:
-                        for onednn in (True, False):
-                            for layout in ("contiguous", "channels_last"):
-                                settings = (("threads", count), ("onednn", onednn), ("layout", layout))
-                                yield Configuration(suite, "torch", layer, batch, settings)
+            pairs = [(layer, batch) for batch in ((1, 8) if smoke else (1, 8, 16)) for layer in layers]
+            for layer, batch in sorted(pairs, key=lambda pair: pair[0].products * pair[1]):
+                for count in threads:
+                    for onednn in (True, False):
+                        for layout in ("contiguous", "channels_last"):
+                            settings = (("threads", count), ("onednn", onednn), ("layout", layout))
+                            yield Configuration(suite, "torch", layer, batch, settings)
         case "libraries":
             for layer in SIX[:2] if smoke else SIX:
                 for name in black_boxes.ROUTES:
@@ -203,6 +209,7 @@ def run_all(arguments: argparse.Namespace) -> int:
     for suite in arguments.suite or SUITES:
         known: dict[Layer, list[str]] = {}
         todo = list(configurations(suite, arguments.smoke, arguments.threads))
+        todo = [configuration for configuration in todo if arguments.only in configuration.name]
         for at, configuration in enumerate(todo):
             path = configuration.path(results)
             if path.exists() and not arguments.again(path):
@@ -251,6 +258,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("build/orders"), help="default: %(default)s")
     parser.add_argument("--budget", type=float, default=600, help="seconds for one configuration (%(default)s)")
     parser.add_argument("--threads", type=int, action="append", help="of torch; default: 1 and 2")
+    parser.add_argument("--only", default="", metavar="TEXT", help="configurations whose name has this in it")
     parser.add_argument("--retry", action="store_true", help="run again what is neither exact nor a transform")
     parser.add_argument("--table", type=Path, help="write the page from the results, and run nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)

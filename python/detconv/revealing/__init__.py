@@ -149,7 +149,7 @@ def _search(box: Box, geometry: Geometry, hypotheses: Sequence[str], seed: int, 
     status = "partial"
     if matched == total and not reason:
         status = "exact"
-    elif any(search.not_a_tree for search in searches) and not any(search.summations for search in searches):
+    elif any(search.not_a_tree for search in searches) and matched == others:
         status = "not_a_tree"
     taken = min((search.taken for search in searches), default=0)
     classes = tuple(search.classes for search in searches)

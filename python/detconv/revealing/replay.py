@@ -15,7 +15,7 @@ from detconv.summation import Summation
 
 Labels = NDArray[np.int16]  # which class an output is of; -1: none
 Span = tuple[int, int]
-Box = tuple[Span, Span, Span, Span]
+Region = tuple[Span, Span, Span, Span]  # of a part's output: n, rows, p, q
 _MOST_SPANS = 8  # of one axis; with more, one span from the first to the last
 
 
@@ -69,7 +69,7 @@ def spans(used: Array) -> list[Span]:
     return found if len(found) <= _MOST_SPANS else [(found[0][0], found[-1][1])]
 
 
-def boxes(mask: Array) -> Iterator[Box]:
+def boxes(mask: Array) -> Iterator[Region]:
     """Boxes that hold all that is True in an array of four axes."""
     along = [spans(mask.any(tuple(a for a in range(4) if a != axis))) for axis in range(4)]
     for n in along[0]:
@@ -80,13 +80,13 @@ def boxes(mask: Array) -> Iterator[Box]:
                         yield n, rows, p, q
 
 
-def whole(part: Part) -> Box:
+def whole(part: Part) -> Region:
     return (0, part.shape[0]), (0, part.shape[1]), (0, part.shape[2]), (0, part.shape[3])
 
 
 def compute(
-    part: Part, image: Array, panel: Array, bias: Array | None, summation: Summation, box: Box | None = None
-) -> tuple[Array, Box]:
+    part: Part, image: Array, panel: Array, bias: Array | None, summation: Summation, box: Region | None = None
+) -> tuple[Array, Region]:
     """The outputs of a box in one summation, and the box, which may have grown to whole groups.
 
     image, panel: as the part takes them (``part.image``, ``part.panel``).
