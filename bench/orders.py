@@ -290,29 +290,30 @@ def _status(path: Path) -> str:
 
 BEFORE = """# Orders in use
 
-In which order the convolutions of torch, NumPy, SciPy, ONNX Runtime and JAX add their products, as `detconv.reveal` found
-it: each order below was replayed by detconv on random values, and **every output had the same bits**, in enough trials to
-rule out luck. The page is made by [`bench/orders.py`](../bench/orders.py); an order holds for its key, which is the
-library and its version, the instruction set, the number of threads, the memory layout and the shape.
+In which order the convolutions of torch, NumPy, SciPy, ONNX Runtime and JAX add their products, as `detconv.reveal`
+found it: each order below was replayed by detconv on random values, and **every output had the same bits**, in enough
+trials to rule out luck. The page is made by [`bench/orders.py`](../bench/orders.py); an order holds for its key,
+which is the library and its version, the instruction set, the number of threads, the memory layout and the shape.
 
 ## How an order is found
 
 1. **Does it repeat?** The same call, three times. If bits differ: `nondeterministic`.
-2. **Does an output depend on its window alone?** 2^60 at one pixel, then another. If an output that does not look there
-   changes: `transform` (Winograd's algorithm, an FFT).
-3. **Probes.** The image is all ones; the weights of each output channel are a probe: M = 2^100, -M and ones. M absorbs
-   what is added before the two meet, so the result counts the terms outside their lowest common ancestor. Breadth first,
-   one pivot against all others, that gives the tree (FPRev, USENIX ATC 2025, for sums and matrix products). More probes
-   tell whether a product is fused, and whether a partial sum is kept in double. If no tree answers so: `not_a_tree`.
-4. **Replay.** The tree, as a text in the order language, runs in detconv's engine on random values against all outputs
-   of the real shape. Where bits differ, the next order is looked for: the last rows of a blocked loop, say. Half of the
-   trials are standard normal; in the others each row has a pair of huge numbers that cancel, which tells orders apart
-   that nearly always agree. There are so many trials that an order which agrees as often as others in common use do by
-   luck would pass with a probability below 10^-6 over all outputs.
+2. **Does an output depend on its window alone?** 2^60 at one pixel, then another. If an output that does not look
+   there changes: `transform` (Winograd's algorithm, an FFT).
+3. **Probes.** The image is all ones; the weights of each output channel are a probe: M = 2^100, -M and ones. M
+   absorbs what is added before the two meet, so the result counts the terms outside their lowest common ancestor.
+   Breadth first, one pivot against all others, that gives the tree (FPRev, USENIX ATC 2025, for sums and matrix
+   products). More probes tell whether a product is fused, and whether a partial sum is kept in double. If no tree
+   answers so: `not_a_tree`.
+4. **Replay.** The tree, as a text in the order language, runs in detconv's engine on random values against all
+   outputs of the real shape. Where bits differ, the next order is looked for: the last rows of a blocked loop, say.
+   Half of the trials are standard normal; in the others each row has a pair of huge numbers that cancel, which tells
+   orders apart that nearly always agree. There are so many trials that an order which agrees as often as others in
+   common use do by luck would pass with a probability below 10^-6 over all outputs.
 5. `exact` is said when all outputs have passed all trials, `partial` when some have, or when time ran out.
 
-What this does not say: infinities, NaN and the sign of zeros may be treated otherwise (detconv's zero is +0); terms of
-the padding are left out by some and added by others, which changes no sum of finite numbers.
+What this does not say: infinities, NaN and the sign of zeros may be treated otherwise (detconv's zero is +0); terms
+of the padding are left out by some and added by others, which changes no sum of finite numbers.
 
     detconv reveal torch --shape 1 16 28 28 --weight 8 16 5 5 --padding 2
     detconv reveal MODULE:FUNCTION --shape 8 64 56 56 --weight 64 64 3 3 --padding 1 --save order.json
@@ -333,9 +334,9 @@ True
 ```
 
 Texts are explained in [the contract](contract.md): `25x(+1){16x(+25){f0}} bias` is 25 times 16 fused products, whose
-numbers rise by 25 and then by 1, and the bias last; `[...]` is a partial sum of its own, `m` a rounded product, `d[...]`
-a sum in double. A nest of loops is given by its name. Where a layer has several orders, they are in the sequence of the
-number of outputs that they have.
+numbers rise by 25 and then by 1, and the bias last; `[...]` is a partial sum of its own, `m` a rounded product,
+`d[...]` a sum in double. A nest of loops is given by its name. Where a layer has several orders, they are in the
+sequence of the number of outputs that they have.
 """
 
 

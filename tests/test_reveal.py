@@ -304,7 +304,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "order.json").read_text())
     assert data["key"]["input_shape"] == [2, 6, 7, 8]
     for wrong in ({}, {**data, "format": 2}, {**data, "status": "fine"}, {**data, "key": {}}, {**data, "parts": [1]}):
-        with pytest.raises(ValueError, match="revealed order|format|status"):
+        with pytest.raises(ValueError, match=r"revealed order|format|status"):
             detconv.Reveal.from_dict(wrong).geometry  # noqa: B018
     (tmp_path / "no.json").write_text("{")
     with pytest.raises(ValueError, match=r"no\.json"):

@@ -17,18 +17,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from detconv.revealing.box import Box, OutOfTime, aligned
+from detconv.revealing.box import Box, OutOfTime
 from detconv.revealing.keys import key_of
-from detconv.revealing.passes import Array, Geometry, parts
-from detconv.revealing.replay import same_bits
+from detconv.revealing.locality import REPEATS, leaks, no_terms_are_zero, repeats
+from detconv.revealing.passes import Geometry, parts
 from detconv.revealing.revealed import STATUSES, Reveal, RevealedOrder
-from detconv.revealing.search import Data, Search, Trials
+from detconv.revealing.search import Search
+from detconv.revealing.trials import Data, Trials
 
 __all__ = ["STATUSES", "Reveal", "RevealedOrder", "identify", "reveal"]
-
-_REPEATS = 3
 
 
 def reveal(
@@ -128,11 +125,11 @@ def _search(box: Box, geometry: Geometry, hypotheses: Sequence[str], seed: int, 
     trials = Trials(box, Data(geometry, seed))
     try:
         say("repeatability")
-        if not _repeats(trials):
-            return _without_orders("nondeterministic", f"{_REPEATS} equal calls gave different bits")
+        if not repeats(trials):
+            return _without_orders("nondeterministic", f"{REPEATS} equal calls gave different bits")
         say("locality")
-        if leaks := _leaks(trials):
-            return _without_orders("transform", f"{leaks} outputs changed with a pixel that their windows miss")
+        if found := leaks(trials):
+            return _without_orders("transform", f"{found} outputs changed with a pixel that their windows miss")
     except OutOfTime:
         return _without_orders("partial", "the budget ended before the first probe")
     made = parts(geometry)
@@ -143,7 +140,7 @@ def _search(box: Box, geometry: Geometry, hypotheses: Sequence[str], seed: int, 
     matched = sum(search.matched for search in searches)
     others = total - sum(math.prod(part.shape) for part in made)  # sums of no terms
     reason = "; ".join(dict.fromkeys(search.reason for search in searches if search.reason))
-    if others and not _no_terms_are_zero(geometry, trials):
+    if others and not no_terms_are_zero(geometry, trials):
         reason, others = reason or "an output without products is not 0", 0
     matched += others
     status = "partial"
@@ -158,70 +155,6 @@ def _search(box: Box, geometry: Geometry, hypotheses: Sequence[str], seed: int, 
 
 def _without_orders(status: str, reason: str) -> Reveal:
     return Reveal(status, reason, 0.0, 0, {}, ())
-
-
-def _repeats(trials: Trials) -> bool:
-    """The same values, elsewhere in memory each time."""
-    first = trials.result(0)
-    for _ in range(_REPEATS - 1):
-        if not same_bits(trials.box(trials.data.geometry, *trials.operands(0)), first).all():
-            return False
-    return True
-
-
-def _leaks(trials: Trials) -> int:
-    """How many outputs change with a pixel that they do not depend on: 2^60 in the middle, or in a corner."""
-    geometry = trials.data.geometry
-    image, panel, bias = trials.operands(0)
-    before = trials.result(0)
-    height, width = image.shape[2:]
-    for pixel in {(height // 2, width // 2), (0, 0)}:
-        changed = aligned(image.shape, geometry.dtype)
-        changed[...] = image
-        changed[0, :, pixel[0], pixel[1]] = 2.0**60
-        after = trials.box(geometry, changed, panel, bias)
-        mark = np.zeros((1, *image.shape[1:]), geometry.dtype)
-        mark[0, :, pixel[0], pixel[1]] = 1
-        leaks = ~same_bits(after, before) & ~_touched(geometry, mark)
-        if leaks.any():
-            return int(np.count_nonzero(leaks))
-    return 0
-
-
-def _touched(geometry: Geometry, mark: Array) -> Array:
-    """Which outputs read a pixel of the first sample that is marked."""
-    result = np.zeros(geometry.result_shape, bool)
-    for part in parts(geometry):
-        full = np.broadcast_to(np.float32(0), geometry.image_shape)
-        rows, columns = part.valid_taps(part.image(full).shape[2:])
-        marked = part.image(np.concatenate([mark, np.zeros_like(full[1:])]))
-        hit = np.zeros(part.shape, bool)
-        planes = part.extents[0]
-        for n in range(part.shape[0]):
-            for group in range(part.groups):
-                own = marked[n, group * planes : (group + 1) * planes].any(axis=0)
-                if not own.any():
-                    continue
-                for at in np.argwhere(own):
-                    row = _reads(part.shape[2], part, 0, int(at[0]), rows)
-                    column = _reads(part.shape[3], part, 1, int(at[1]), columns)
-                    size = part.rows // part.groups
-                    hit[n, group * size : (group + 1) * size] |= row[:, None] & column
-        part.select(result)[...] = hit
-    return result
-
-
-def _reads(outputs: int, part: Any, axis: int, pixel: int, valid: Array) -> Array:
-    taps = np.arange(part.extents[1 + axis])
-    at = np.arange(outputs)[:, None] * part.stride[axis] + taps * part.dilation[axis] - part.borders[axis][0]
-    return np.asarray(((at == pixel) & valid).any(axis=1))
-
-
-def _no_terms_are_zero(geometry: Geometry, trials: Trials) -> bool:
-    covered = np.zeros(geometry.result_shape, bool)
-    for part in parts(geometry):
-        part.select(covered)[...] = True
-    return bool((trials.result(0)[~covered] == 0).all())
 
 
 class _Progress:

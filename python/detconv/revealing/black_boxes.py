@@ -210,7 +210,6 @@ def _onnxruntime(g: Geometry) -> Callable[..., Array]:
 def _jax(g: Geometry) -> Callable[..., Any]:
     jax = import_module("jax")
 
-    @jax.jit
     def convolve(input: Any, weight: Any) -> Any:
         return jax.lax.conv_general_dilated(
             input,
@@ -222,8 +221,10 @@ def _jax(g: Geometry) -> Callable[..., Any]:
             feature_group_count=g.groups,
         )
 
+    compiled = jax.jit(convolve)
+
     def conv2d(input: Array, weight: Array, bias: Array | None) -> Any:
-        output = convolve(input, weight)
+        output = compiled(input, weight)
         return output if bias is None else output + bias[:, None, None]
 
     return conv2d

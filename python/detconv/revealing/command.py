@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     routes = ", ".join([*ALIASES, *black_boxes.ROUTES])
     parser.add_argument(
         "function",
-        help=f"a library's convolution: {routes}; or MODULE:FUNCTION, which takes (input, weight, bias) and has stride, "
-        "padding, dilation and groups built in",
+        help=f"a library's convolution: {routes}; or MODULE:FUNCTION, which takes (input, weight, bias) and has "
+        "stride, padding, dilation and groups built in",
     )
-    sizes = {"type": int, "nargs": 4}
+    sizes: dict[str, Any] = {"type": int, "nargs": 4}
     parser.add_argument("--shape", metavar=("N", "C", "H", "W"), default=(1, 16, 28, 28), **sizes, help="of the input")
     parser.add_argument("--weight", metavar=("O", "C/G", "KH", "KW"), default=(8, 16, 5, 5), **sizes, help="its shape")
     parser.add_argument("--no-bias", action="store_true", help="without a bias")
-    pair = {"type": _pair, "metavar": "P[,Q]"}
+    pair: dict[str, Any] = {"type": _pair, "metavar": "P[,Q]"}
     parser.add_argument("--stride", default=1, **pair, help="one number, or vertical,horizontal (default: 1)")
     parser.add_argument("--padding", default=0, **pair, help='likewise, or "same" (default: 0)')
     parser.add_argument("--dilation", default=1, **pair, help="likewise (default: 1)")
@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
     parser.add_argument("--pass", dest="pass_", choices=PASSES, default=PASSES[0], help="default: %(default)s")
     parser.add_argument("--arrays", choices=KINDS, help="what MODULE:FUNCTION takes (default: numpy)")
-    parser.add_argument(
-        "--layout", choices=LAYOUTS, default=LAYOUTS[0], help="of torch's tensors (default: %(default)s)"
-    )
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="default: %(default)s")
     parser.add_argument("--no-onednn", action="store_true", help="torch without oneDNN")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--budget", type=float, default=30.0, metavar="SECONDS", help="default: %(default)g")

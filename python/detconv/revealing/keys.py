@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,11 @@ def key_of(box: Box, geometry: Geometry, library: str | None) -> dict[str, Any]:
         **geometry.arguments(),
     }
     if library == "torch":
-        import torch
-
+        torch: Any = import_module("torch")
+        onednn = torch.backends.mkldnn
         key["torch"] = {
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "onednn": bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled),
+            "onednn": bool(onednn.is_available() and onednn.enabled),
             "threads": torch.get_num_threads(),
         }
     if library in ("numpy", "scipy"):

@@ -2,7 +2,7 @@
 
 What a probe sees, what a replay computes and where an order holds are then said once, for a forward convolution:
 
-    out[n, row, p, q] = sum over terms (a, i, j) of  panel[row, a, i, j] * image[n, group(row), a, p*sh + i*dh, q*sw + j*dw]
+    out[n, row, p, q] = sum over (a, i, j) of  panel[row, a, i, j] * image[n, group(row), a, p*sh + i*dh, q*sw + j*dw]
 
     pass             image         panel         row             terms        parts
     forward          input         weight        output channel  c, kh, kw    1

@@ -71,7 +71,7 @@ def spans(used: Array) -> list[Span]:
 
 def boxes(mask: Array) -> Iterator[Region]:
     """Boxes that hold all that is True in an array of four axes."""
-    along = [spans(mask.any(tuple(a for a in range(4) if a != axis))) for axis in range(4)]
+    along = [spans(np.asarray(mask.any(tuple(a for a in range(4) if a != axis)))) for axis in range(4)]
     for n in along[0]:
         for rows in along[1]:
             for p in along[2]:
@@ -158,4 +158,4 @@ def same_bits(a: Array, b: Array) -> Array:
     """Which elements have the same bits, where a zero is a zero of any sign, and a NaN a NaN."""
     kind: Any = np.uint32 if a.dtype == np.float32 else np.uint64
     equal: Array = np.ascontiguousarray(a).view(kind) == np.ascontiguousarray(b).view(kind)
-    return equal | (a == b) | ((a != a) & (b != b))
+    return np.asarray(equal | (a == b) | ((a != a) & (b != b)))

@@ -26,8 +26,8 @@ class NotExpressible(ValueError):
 
 @dataclass
 class Tree:
-    """A binary tree of additions. Leaves are 0 ... terms - 1, and `terms` for the bias; inner nodes have larger numbers,
-    children before parents."""
+    """A binary tree of additions. Leaves are 0 ... terms - 1, and `terms` for the bias; inner nodes have larger
+    numbers, children before parents."""
 
     terms: int
     children: dict[int, tuple[int, int]]
@@ -187,11 +187,11 @@ class _Shapes:
             case ("bias",):
                 return "bias"
             case ("f" | "m" as letter,):
-                return f"{letter}{base}"
+                return f"{letter!s}{base}"
             case ("x", copies, step, inner):
                 return f"{copies}x({step:+d})" + "{" + self.write([(s, base + b) for s, b in inner]) + "}"
             case (bracket, inner):
-                return bracket + self.write([(s, base + b) for s, b in inner]) + "]"
+                return str(bracket) + self.write([(s, base + b) for s, b in inner]) + "]"
         raise AssertionError(shape)
 
 
@@ -256,11 +256,8 @@ class _Writer:
         if second[0] == _BIAS and self._is_leaf(first):
             chain[:2] = [second, first]  # nothing else can come of it than the product, added to the bias
         elif self._is_leaf(first) and self._is_leaf(second):
-            if wide or second[0] == first[0]:
-                swap = self._reversed(chain)
-            else:
-                swap = first[0] == self.fused  # the product that is rounded starts the chain
-            if swap:
+            either = wide or second[0] == first[0]  # else the product that is rounded starts the chain
+            if self._reversed(chain) if either else first[0] == self.fused:
                 chain[:2] = [second, first]
         if self._is_leaf(chain[0]) and not wide:
             # The first product is rounded in any case: let it read as those that follow.
