@@ -168,7 +168,7 @@ def test_identify_probes_what_the_catalogue_does_not_know() -> None:
 
 
 def test_every_entry_of_the_catalogue_has_a_key_and_a_layer() -> None:
-    sizes = [(16, 5, 5), (64, 3, 3), (128, 3, 3), (6, 2, 3)]
+    sizes = [(16, 5, 5), (64, 3, 3), (128, 3, 3), (6, 2, 3), (512, 1, 1)]
     used = {order.found_in for size in sizes for order in catalogue.known_orders(*size)}
     for entry in catalogue.entries():
         assert entry["key"]["library"]

@@ -84,8 +84,6 @@ def reveal(
     geometry = Geometry.of(input_shape, weight_shape, bias, stride, padding, dilation, groups, dtype, pass_)
     if not budget_s > 0:
         raise ValueError(f"budget_s must be positive; got {budget_s!r}")
-    if layout != "contiguous" and arrays == "numpy":
-        raise ValueError('layout: only with arrays="torch"')
     box = Box(fn, arrays, layout, differentiate, start + budget_s)
     say = _Progress(box.name)
     try:

@@ -52,6 +52,8 @@ class Box:
             raise ValueError(f"arrays must be one of {', '.join(KINDS)}, or None; got {arrays!r}")
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+        if layout != "contiguous" and arrays != "torch":
+            raise ValueError('layout: only with arrays="torch"')
         if differentiate and arrays != "torch":
             raise ValueError('differentiate: only with arrays="torch"')
         self.fn, self.arrays, self.layout, self.differentiate = fn, arrays, layout, differentiate
@@ -72,7 +74,7 @@ class Box:
             raise OutOfTime
         given = [self.given(array) for array in (image, panel)]
         given_bias = None if bias is None else self.given(bias)
-        before = [array.copy() for array in (image, panel)] if self.looked_at < 2 else None
+        before = [array.copy() for array in (image, panel, bias) if array is not None] if self.looked_at < 2 else None
         start = time.perf_counter()
         try:
             result = self._call(geometry, given[0], given[1], given_bias)
@@ -84,8 +86,8 @@ class Box:
         self.calls += 1
         if before is not None:
             self.looked_at += 1
-            for name, array, old in zip(self._names(geometry), (image, panel), before, strict=True):
-                if array.tobytes() != old.tobytes():
+            for name, array, old in zip((*self._names(geometry), "bias"), (image, panel, bias), before, strict=False):
+                if array is not None and array.tobytes() != old.tobytes():
                     raise ValueError(f"fn ({self.name}) changed its argument {name}; it must leave its inputs alone")
         return self._array(geometry, result)
 

@@ -47,14 +47,21 @@ class Prober:
             self.images[value][...] = value
         return self.images[value]
 
-    def run(self, probes: Array, value: float = 1.0) -> Array:
-        """The outputs for probes (number, width): the panel's values, and the bias's; the image is all `value`."""
+    def run(self, number: int, fill: Callable[[Array, slice], None], value: float = 1.0) -> Array:
+        """The outputs for so many probes, each (width,): the panel's values and the bias's; the image is all `value`.
+
+        fill(probes, which): writes the probes of a slice into zeros. All of them at once would be a matrix of terms
+        by terms.
+        """
         found, size = [], len(self.slots)
-        for start in range(0, len(probes), size):
-            some = probes[start : start + size]
+        for start in range(0, number, size):
+            which = slice(start, min(start + size, number))
+            slots = self.slots[: which.stop - start]
+            some = np.zeros((len(slots), self.width), self.geometry.dtype)
+            fill(some, which)
             rows = np.zeros((self.part.rows, self.width), self.geometry.dtype)
-            rows[self.slots[: len(some)]] = some
-            found.append(self.outputs(rows, self.image(value))[self.slots[: len(some)]])
+            rows[slots] = some
+            found.append(self.outputs(rows, self.image(value))[slots])
         return np.concatenate(found).astype(np.float64)
 
     def outputs(self, rows: Array, image: Array) -> Array:
@@ -73,15 +80,13 @@ class Prober:
 
     def sizes(self, pairs: Array) -> Array:
         """How many leaves lie under the lowest common ancestor of each pair; pairs (number, 2)."""
-        found = []
-        for start in range(0, len(pairs), 1024):
-            some = pairs[start : start + 1024]
-            probes = np.zeros((len(some), self.width))
+
+        def fill(probes: Array, which: slice) -> None:
             probes[:, self.leaves] = 1
-            at = np.arange(len(some))
-            probes[at, some[:, 0]], probes[at, some[:, 1]] = BIG, -BIG
-            found.append(self.run(probes))
-        left = np.concatenate(found)
+            at = np.arange(len(probes))
+            probes[at, pairs[which, 0]], probes[at, pairs[which, 1]] = BIG, -BIG
+
+        left = self.run(len(pairs), fill)
         counts = (left >= 0) & (left <= len(self.leaves) - 2) & (left == np.round(left))
         if not counts.all():
             raise NotATree(f"a probe that counts terms gave {left[~counts][0]:g}")
@@ -153,12 +158,15 @@ class Prober:
                     against[leaf] = below.get(other, other)
         if not against:
             return
-        probes = np.zeros((len(against), self.width))
-        for at, (leaf, other) in enumerate(against.items()):
+        leaves = np.array(list(against.items()))
+
+        def fill(probes: Array, which: slice) -> None:
+            at, (leaf, other) = np.arange(len(probes)), leaves[which].T
             probes[at, leaf] = half + 1
-            probes[at, other] = -half if other < tree.terms else -3 * half
-        self.say(f"products: {len(probes)} probes")
-        results = self.run(probes, 3.0)
+            probes[at, other] = np.where(other < tree.terms, -half, -3 * half)
+
+        self.say(f"products: {len(leaves)} probes")
+        results = self.run(len(leaves), fill, 3.0)
         odd = ~np.isin(results, (3.0, 4.0))
         if odd.any():
             raise NotATree(f"a probe for fused products gave {results[odd][0]:g}, and not 3 or 4")
@@ -176,10 +184,13 @@ class Prober:
         if not probed:
             return
         leaves = np.array(probed)
-        probes, at = np.zeros((len(probed), self.width)), np.arange(len(probed))
-        probes[at, leaves[:, 1]], probes[at, leaves[:, 2]], probes[at, leaves[:, 3]] = largest, 1, -largest
-        self.say(f"widths: {len(probes)} probes")
-        results = self.run(probes)
+
+        def fill(probes: Array, which: slice) -> None:
+            at, (_, one, two, outside) = np.arange(len(probes)), leaves[which].T
+            probes[at, one], probes[at, two], probes[at, outside] = largest, 1, -largest
+
+        self.say(f"widths: {len(leaves)} probes")
+        results = self.run(len(leaves), fill)
         odd = ~np.isin(results, (0.0, 1.0))
         if odd.any():
             raise NotATree(f"a probe for sums in double gave {results[odd][0]:g}, and not 0 or 1")
@@ -192,21 +203,23 @@ def like_rows(prober: Prober, row: int, rows: Array, random: np.random.Generator
     """Those of the rows that add as `row` does, as far as this many random probes and random values can tell."""
     if len(rows) == 1:
         return rows
-    part, dtype = prober.part, prober.geometry.dtype
+    part, geometry = prober.part, prober.geometry
+    samples, planes, *size = geometry.image_shape
+    noise = aligned(geometry.image_shape, geometry.dtype)
+    noise[...] = np.tile(
+        random.standard_normal((samples, planes // part.groups, *size), np.float32), (1, part.groups, 1, 1)
+    )
     alike = np.ones(part.rows, bool)
     for trial in range(pairs + values):
-        probe = np.zeros(prober.width, dtype)
-        image = prober.image(1.0)
+        probe = np.zeros(prober.width, geometry.dtype)
         if trial < pairs:
             probe[prober.leaves] = 1
             if len(prober.leaves) > 1:
                 probe[random.choice(prober.leaves, 2, replace=False)] = BIG, -BIG
         else:
             probe[...] = random.standard_normal(prober.width)
-            samples, planes, *size = prober.geometry.image_shape
-            one_group = random.standard_normal((samples, planes // part.groups, *size))
-            image = aligned(prober.geometry.image_shape, dtype)
-            image[...] = np.tile(one_group, (1, part.groups, 1, 1))
-        results = prober.outputs(np.broadcast_to(probe, (part.rows, prober.width)), image)
+        results = prober.outputs(
+            np.broadcast_to(probe, (part.rows, prober.width)), prober.image(1.0) if trial < pairs else noise
+        )
         alike &= results == results[row]
     return rows[alike[rows]]

@@ -158,4 +158,7 @@ def same_bits(a: Array, b: Array) -> Array:
     """Which elements have the same bits, where a zero is a zero of any sign, and a NaN a NaN."""
     kind: Any = np.uint32 if a.dtype == np.float32 else np.uint64
     equal: Array = np.ascontiguousarray(a).view(kind) == np.ascontiguousarray(b).view(kind)
-    return np.asarray(equal | (a == b) | ((a != a) & (b != b)))
+    if not equal.all():
+        at = np.nonzero(~equal)
+        equal[at] = (a[at] == b[at]) | ((a[at] != a[at]) & (b[at] != b[at]))
+    return equal
