@@ -315,8 +315,8 @@ which is the library and its version, the instruction set, the number of threads
 What this does not say: infinities, NaN and the sign of zeros may be treated otherwise (detconv's zero is +0); terms
 of the padding are left out by some and added by others, which changes no sum of finite numbers.
 
-    detconv reveal torch --shape 1 16 28 28 --weight 8 16 5 5 --padding 2
-    detconv reveal MODULE:FUNCTION --shape 8 64 56 56 --weight 64 64 3 3 --padding 1 --save order.json
+    detconv reveal torch --shape 1,16,28,28 --weight 8,16,5,5 --padding 2
+    detconv reveal MODULE:FUNCTION --shape 8,64,56,56 --weight 64,64,3,3 --padding 1 --save order.json
 
 ```python
 >>> import detconv, numpy as np

@@ -198,7 +198,7 @@ def test_templates(template: str, text: str | None) -> None:
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    small = ["--shape", "1", "6", "9", "9", "--weight", "5", "6", "3", "3"]
+    small = ["--shape", "1,6,9,9", "--weight", "5,6,3,3"]
     path, picture = tmp_path / "order.json", tmp_path / "tree.svg"
     assert cli.main(["reveal", "numpy-einsum", *small, "--save", str(path), "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
@@ -221,9 +221,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     for wrong in (["my_module:none"], ["no_such_module:f"], ["nothing"], ["numpy", "--pass", "weight_gradient"]):
         assert cli.main(["reveal", *wrong, *small]) == 2
         assert capsys.readouterr().err.startswith("detconv reveal: ")
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["reveal", "numpy", "--stride", "1,2,3"])
-    assert ended.value.code == 2
+    for option in (["--stride", "1,2,3"], ["--shape", "1,6,9"], ["--weight", "5x6x3x3"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["reveal", "numpy", *option])
+        assert ended.value.code == 2
 
 
 def test_the_grids_script(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a library's convolution: {routes}; or MODULE:FUNCTION, which takes (input, weight, bias) and has "
         "stride, padding, dilation and groups built in",
     )
-    sizes: dict[str, Any] = {"type": int, "nargs": 4}
-    parser.add_argument("--shape", metavar=("N", "C", "H", "W"), default=(1, 16, 28, 28), **sizes, help="of the input")
-    parser.add_argument("--weight", metavar=("O", "C/G", "KH", "KW"), default=(8, 16, 5, 5), **sizes, help="its shape")
+    sizes: dict[str, Any] = {"type": _sizes}
+    parser.add_argument("--shape", metavar="N,C,H,W", default=(1, 16, 28, 28), **sizes, help="of the input")
+    parser.add_argument("--weight", metavar="O,C/G,KH,KW", default=(8, 16, 5, 5), **sizes, help="its shape")
     parser.add_argument("--no-bias", action="store_true", help="without a bias")
     pair: dict[str, Any] = {"type": _pair, "metavar": "P[,Q]"}
     parser.add_argument("--stride", default=1, **pair, help="one number, or vertical,horizontal (default: 1)")
@@ -70,8 +70,8 @@ def run(namespace: argparse.Namespace) -> int:
 
 def _found(namespace: argparse.Namespace) -> Reveal:
     arguments: dict[str, Any] = {
-        "input_shape": tuple(namespace.shape),
-        "weight_shape": tuple(namespace.weight),
+        "input_shape": namespace.shape,
+        "weight_shape": namespace.weight,
         "bias": not namespace.no_bias,
         "stride": namespace.stride,
         "padding": namespace.padding,
@@ -106,6 +106,16 @@ def _imported(text: str) -> Callable[..., Any]:
             raise ValueError(f"function: {module} has no {names!r}")
         found = getattr(found, name)
     return found  # type: ignore[no-any-return]
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"must be four sizes with commas between, such as 1,16,28,28; got {text!r}")
+    return sizes
 
 
 def _pair(text: str) -> int | tuple[int, int] | str:
