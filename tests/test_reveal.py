@@ -110,6 +110,8 @@ GEOMETRIES: list[dict[str, Any]] = [
     {"dilation": (2, 1), "padding": "same"},
     {"stride": (1, 3), "groups": 3, "padding": (0, 2)},
     {"stride": (2, 1), "dilation": 2, "padding": 3, "groups": 2},
+    {"padding": (4, 5)},  # whole outputs lie in the padding
+    {"stride": 3, "dilation": 2, "padding": (0, 1)},
 ]
 
 

@@ -155,9 +155,9 @@ class Axis(NamedTuple):
     def of(length: int, first: int, needed: int, backwards: bool = False) -> Axis:
         """Positions first ... first + needed - 1 of an axis (after it is turned), what lies outside being zero."""
         last = first + needed
-        start, stop = min(max(first, 0), length - 1), max(min(last, length), 1)
-        if start >= stop:  # nothing but zeros: one element that is covered cannot be read, so keep the shape legal
-            start, stop = 0, 1
+        start, stop = max(first, 0), min(last, length)
+        if start >= stop:  # nothing but zeros
+            return Axis(slice(0, 0), needed, 0, backwards)
         return Axis(slice(start, stop), start - first, last - stop, backwards)
 
 

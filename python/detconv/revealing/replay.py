@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detconv import _core
-from detconv.revealing.passes import Array, Geometry, Part, parts
+from detconv.revealing.passes import Array, Axis, Geometry, Part, parts
 from detconv.summation import Summation
 
 Labels = NDArray[np.int16]  # which class an output is of; -1: none
@@ -104,16 +104,16 @@ def compute(
         length, before = image.shape[2 + axis], part.borders[axis][0]
         start = first * part.stride[axis] - before
         stop = (last - 1) * part.stride[axis] + (part.extents[1 + axis] - 1) * part.dilation[axis] + 1 - before
-        if (first, last) == (0, part.shape[2 + axis]) and part.borders[axis][0] == part.borders[axis][1]:
+        if (first, last) == (0, part.shape[2 + axis]) and part.borders[axis][0] == part.borders[axis][1] and length:
             reads.append(slice(None))
             borders.append(part.borders[axis])
             continue
-        low, high = min(max(start, 0), length), min(max(stop, 0), length)
-        reads.append(slice(low, max(low, high)))
-        borders.append((low - start, stop - max(low, high)))
+        seen = Axis.of(length, start, stop - start)
+        reads.append(seen.part)
+        borders.append((seen.before, seen.after))
     image = image[:, :, reads[0], reads[1]]
     padding = borders[0][0], borders[1][0]
-    if any(before != after for before, after in borders):
+    if any(before != after for before, after in borders) or 0 in image.shape[2:]:
         image, padding = np.pad(image, ((0, 0), (0, 0), *borders)), (0, 0)
     result = _core.conv2d(
         image,
