@@ -450,15 +450,15 @@ def _products(chosen: list[dict[str, Any]], axes: dict[str, list[Any]]) -> list[
     if size == len(chosen):
         said = [" or ".join(map(str, used[axis])) for axis in axes if len(used[axis]) < len(axes[axis])]
         return [", ".join(said)] if said else []
-    axis = next(axis for axis in axes if len(used[axis]) > 1)
-    found = []
-    for value in used[axis]:
-        own = [c for c in chosen if c[axis] == value]
-        found += [
-            f"{value}, {text}" if text else str(value)
-            for text in _products(own, {a: v for a, v in axes.items() if a != axis}) or [""]
-        ]
-    return found
+    ways = []
+    for axis in axes:
+        if len(used[axis]) > 1:
+            rest = {a: v for a, v in axes.items() if a != axis}
+            parts = {value: _products([c for c in chosen if c[axis] == value], rest) for value in used[axis]}
+            ways.append(
+                [f"{value}, {text}" if text else str(value) for value, own in parts.items() for text in own or [""]]
+            )
+    return min(ways, key=lambda way: len(", ".join(way)))
 
 
 if __name__ == "__main__":

@@ -158,6 +158,11 @@ class Reveal:
         for order in self.orders:
             lines.append(f"{order.outputs} of {size} outputs{order.where and f' ({order.where})'}: {order.words}.")
             lines.append(f"    {order.name}")
+        if self.orders and self.match < 1:
+            unknown = size - round(self.match * size)
+            lines.append(
+                f"Of {unknown} outputs the order is not known, so there is nothing to replay all of them with."
+            )
         if self.found_in:
             lines.append(f"The catalogue knows the order from: {self.found_in}.")
         if self.orders:

@@ -51,7 +51,7 @@ class Search:
             while self.taken < needed:
                 self._trial(self.taken)
                 self.taken += 1
-                if self.reason:
+                if self.reason and not self.matched:
                     return
                 if self.taken == 1:
                     needed = self._trials_needed()
