@@ -347,6 +347,23 @@ def test_another_call_than_the_revealed_one_is_refused() -> None:
         detconv.conv2d_bias(x, summation=r)  # type: ignore[arg-type]
 
 
+def test_results_of_any_library_are_taken() -> None:
+    class OnlyDLPack:
+        def __init__(self, array: Array) -> None:
+            self.array = array
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return self.array.__dlpack_device__()
+
+    r = detconv.reveal(lambda x, w, b: OnlyDLPack(detconv.conv2d(x, w, b, summation="naive")), *SHAPES)
+    assert r.status == "exact", r.reason
+    r = detconv.reveal(lambda x, w, b: np.asfortranarray(detconv.conv2d(x, w, b, summation="naive")), *SHAPES)
+    assert r.status == "exact", r.reason
+
+
 # ---- Bad input ----
 
 

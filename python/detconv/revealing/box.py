@@ -143,8 +143,9 @@ class Box:
         try:
             if hasattr(result, "detach"):
                 result = result.detach().numpy()
-            array: Array = np.asarray(result)
-        except (TypeError, ValueError, RuntimeError) as error:
+            only_dlpack = hasattr(result, "__dlpack__") and not hasattr(result, "__array__")
+            array: Array = np.from_dlpack(result) if only_dlpack else np.asarray(result)
+        except (BufferError, TypeError, ValueError, RuntimeError) as error:
             kind = type(result).__name__
             raise TypeError(f"fn ({self.name}) must return an array on the CPU; got {kind}: {error}") from error
         if array.shape != geometry.result_shape:
