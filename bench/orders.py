@@ -335,7 +335,8 @@ True
 
 Texts are explained in [the contract](contract.md): `25x(+1){16x(+25){f0}} bias` is 25 times 16 fused products, whose
 numbers rise by 25 and then by 1, and the bias last; `[...]` is a partial sum of its own, `m` a rounded product,
-`d[...]` a sum in double. A nest of loops is given by its name. Where a layer has several orders, they are in the
+`d[...]` a sum in double. A nest of loops is given by its name. A text that ends in ... is longer than a table's line has room
+for; `detconv reveal` prints all of it. Where a layer has several orders, they are in the
 sequence of the number of outputs that they have.
 """
 

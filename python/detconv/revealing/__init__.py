@@ -128,6 +128,7 @@ def _search(box: Box, geometry: Geometry, hypotheses: Sequence[str], seed: int, 
         say("locality")
         if found := leaks(trials):
             return _without_orders("transform", f"{found} outputs changed with a pixel that their windows miss")
+        zeros = no_terms_are_zero(geometry, trials)
     except OutOfTime:
         return _without_orders("partial", "the budget ended before the first probe")
     made = parts(geometry)
@@ -138,7 +139,7 @@ def _search(box: Box, geometry: Geometry, hypotheses: Sequence[str], seed: int, 
     matched = sum(search.matched for search in searches)
     others = total - sum(math.prod(part.shape) for part in made)  # sums of no terms
     reason = "; ".join(dict.fromkeys(search.reason for search in searches if search.reason))
-    if others and not no_terms_are_zero(geometry, trials):
+    if others and not zeros:
         reason, others = reason or "an output without products is not 0", 0
     matched += others
     status = "partial"
