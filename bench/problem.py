@@ -153,4 +153,3 @@ def judged(problem: Problem, output: Array) -> Judgement:
     else:
         verdict = "identical" if (ulps <= 0.5).all() else "rounding"
     return Judgement(float(ulps.max()), float(ulps.mean()), float(np.median(ulps)), given.size, verdict)
-

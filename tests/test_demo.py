@@ -218,9 +218,21 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert done.stdout.isascii()
     assert lines[-1] == f"Picture: {tmp_path / 'errors.png'}"
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    if platform.machine() in ("x86_64", "AMD64"):
-        row = next(line for line in lines if line.startswith(demo.IN_TORCHS_ORDER))
-        assert row.removeprefix(demo.IN_TORCHS_ORDER).split()[:2] == ["0", "6272"]
+    row = next(line for line in lines if line.startswith(demo.IN_TORCHS_ORDER))
+    assert row.removeprefix(demo.IN_TORCHS_ORDER).split()[:2] == ["0", "6272"]
+    assert lines[-3] == "Replayed by detconv, 6272 of 6272 outputs have the bits of torch."
+
+
+def test_an_order_that_is_not_found_is_not_claimed(real: demo.Comparison, integer: demo.Comparison) -> None:
+    torch = replace(real, results=[*real.results, demo.Result(demo.TORCH, output(real, "detconv kahan"), 1.0)])
+    r = detconv.reveal(lambda x, w, b: detconv.conv2d(x, w, b, summation="kahan"), (1, 2, 5, 5), (3, 2, 3, 3))
+    assert r.status == "not_a_tree"
+    same = demo.in_torchs_order(torch, integer, r)
+    assert same[0] is torch
+    assert same[1] is integer
+    text = " ".join(" ".join(demo.of_torch(torch, r)).split())
+    assert "Not a tree: " in text
+    assert "Replayed" not in text
 
 
 def test_without_torch_and_matplotlib(

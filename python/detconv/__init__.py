@@ -29,6 +29,9 @@ from detconv.summation import Summation
 if TYPE_CHECKING:
     from detconv import nn as nn
     from detconv import reference as reference
+    from detconv.revealing import Reveal as Reveal
+    from detconv.revealing import identify as identify
+    from detconv.revealing import reveal as reveal
     from detconv.torch.compare import compare_models as compare_models
     from detconv.torch.convert import convert as convert
     from detconv.torch.hashing import weights_sha256 as weights_sha256
@@ -61,15 +64,18 @@ __version__ = _core.__version__
 # What only some need, and where it is: the modules below import torch, or take their time.
 _LATER = {
     "ConvolutionMistake": "detconv.verdict.judge",
+    "Reveal": "detconv.revealing",
     "Verdict": "detconv.verdict.judge",
     "compare_models": "detconv.torch.compare",
     "convert": "detconv.torch.convert",
+    "identify": "detconv.revealing",
     "judge": "detconv.verdict.judge",
     "judge_input_gradient": "detconv.verdict.judge",
     "judge_weight_gradient": "detconv.verdict.judge",
     "nn": "detconv",
     "override": "detconv.torch.override",
     "reference": "detconv",
+    "reveal": "detconv.revealing",
     "weights_sha256": "detconv.torch.hashing",
 }
 

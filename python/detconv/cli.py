@@ -1,4 +1,4 @@
-"""The command line: ``detconv info``, ``demo``, ``judge``."""
+"""The command line: ``detconv info``, ``demo``, ``judge`` and ``reveal``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from detconv import demo
+    from detconv.revealing import command as reveal
     from detconv.verdict import command as judge
 
     parser = argparse.ArgumentParser("detconv", description="Deterministic conv2d whose summation is written down.")
@@ -37,6 +38,11 @@ def _parser() -> argparse.ArgumentParser:
     parser_judge = commands.add_parser("judge", help=judge.HELP, description=judge.DESCRIPTION)
     judge.add_arguments(parser_judge)
     parser_judge.set_defaults(run=judge.run)
+
+    help_reveal = "in which order does a function that convolves add, and do its bits prove it?"
+    parser_reveal = commands.add_parser("reveal", help=help_reveal, description=reveal.DESCRIPTION)
+    reveal.add_arguments(parser_reveal)
+    parser_reveal.set_defaults(run=reveal.run)
     return parser
 
 

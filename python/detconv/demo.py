@@ -26,6 +26,7 @@ from detconv.catalogue import KNOWN_ORDERS, KnownOrder
 from detconv.console import WIDTH, progress, wrapped
 from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, plain
 from detconv.functional import conv2d
+from detconv.revealing import Reveal, black_boxes, reveal
 from detconv.routes import NUMPY, Array, Layer, Route, loops, torch_routes
 
 if TYPE_CHECKING:
@@ -55,10 +56,14 @@ def run(namespace: argparse.Namespace) -> int:
     with progress() as say:
         real = measured("Real values, standard normal", real_layer(), torch, say)
         integer = measured("Integers from -10 to 10, whose sums are exact in float32", integer_layer(), torch, say)
-    real, integer = in_torchs_order(real, integer)
+        say("the order of torch")
+        order = torchs_order(real)
+    real, integer = in_torchs_order(real, integer, order)
     for comparison in (real, integer):
         print("\n" + "\n".join(table(comparison)))
     print("\n" + "\n".join(answer(real, integer)))
+    if order is not None:
+        print("\n" + "\n".join(of_torch(real, order)))
     if missing:
         print("\n" + wrapped(f"Left out: torch's rows and columns ({missing}). pip install torch brings them."))
     if not namespace.no_plot:
@@ -179,24 +184,30 @@ def measured(title: str, layer: Layer, torch: Mapping[str, Route], say: Callable
     return Comparison(title, layer, results, exact(wide), exact(layer), exact(wide.map(np.abs)))
 
 
-def in_torchs_order(real: Comparison, integer: Comparison) -> tuple[Comparison, Comparison]:
-    """Both comparisons with one more route, detconv adding as torch does, if that order is known."""
-    torch = real.output(TORCH)
-    if torch is None:
-        return real, integer
-    order, equal = closest_order(real.known, torch)
-    if equal < torch.size:
+def torchs_order(real: Comparison) -> Reveal | None:
+    """The order in which the torch that is installed adds on this machine, found by probes; None without torch."""
+    if real.output(TORCH) is None:
+        return None
+    layer = real.layer
+    shapes: dict[str, Any] = {"input_shape": layer.input.shape, "weight_shape": layer.weight.shape}
+    box = black_boxes.make("torch", {**shapes, "padding": layer.padding})
+    return reveal(box.fn, **shapes, padding=layer.padding, arrays=box.arrays, library=box.library)
+
+
+def in_torchs_order(real: Comparison, integer: Comparison, order: Reveal | None) -> tuple[Comparison, Comparison]:
+    """Both comparisons with one more route, detconv adding as torch does, if all of that order is known."""
+    if order is None or order.status != "exact":
         return real, integer
 
     def added(comparison: Comparison) -> Comparison:
-        result = _timed(IN_TORCHS_ORDER, summed_as(order.summation), comparison.layer)
+        result = _timed(IN_TORCHS_ORDER, summed_as(order), comparison.layer)
         return replace(comparison, results=[*comparison.results, result])
 
     return added(real), added(integer)
 
 
-def summed_as(summation: str) -> Route:
-    """The route of detconv with a summation."""
+def summed_as(summation: str | Reveal) -> Route:
+    """The route of detconv with a summation, or with what was revealed of another's."""
     return lambda layer: conv2d(layer.input, layer.weight, layer.bias, padding=layer.padding, summation=summation)
 
 
@@ -306,6 +317,25 @@ def answer(real: Comparison, integer: Comparison) -> Iterator[str]:
         "detconv.conv2d(..., summation=TEXT) gives the bits of such a text on every machine, on any number of threads. "
         'summation="exact" has the least error: each output is the float32 nearest to the exact sum.'
     )
+
+
+def of_torch(real: Comparison, order: Reveal) -> Iterator[str]:
+    """What the probes found of torch, and how many of its outputs have the same bits in that order."""
+    torch, replayed = real.output(TORCH), real.output(IN_TORCHS_ORDER)
+    key = order.key
+    yield wrapped(
+        f"And {key['library']} {key['version']} on this machine, as probes find it ({order.calls} calls, "
+        f"{order.seconds:.1f} s)? {order.status.capitalize().replace('_', ' ')}: "
+        + ("; ".join(f"{part.words} ({part.outputs} outputs)" for part in order.orders[:4]) or order.reason)
+        + "."
+    )
+    if torch is None or replayed is None:
+        return
+    yield ""
+    for part in order.orders[:4]:
+        yield f"  {part.name}"
+    yield ""
+    yield f"Replayed by detconv, {equal_elements(replayed, torch)} of {torch.size} outputs have the bits of torch."
 
 
 def _bound(real: Comparison) -> str:

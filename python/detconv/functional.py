@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from numpy import ndarray
+from numpy import ascontiguousarray, moveaxis, ndarray
 
 from detconv import _core, arrays
 from detconv.summation import Summation
+
+if TYPE_CHECKING:
+    from detconv.revealing import Reveal
 
 AnyArray = TypeVar("AnyArray", bound=arrays.Array)
 
@@ -32,7 +35,7 @@ def conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
-    summation: Summation | str = "pairwise",
+    summation: Summation | Reveal | str = "pairwise",
 ) -> AnyArray:
     """Two-dimensional convolution (cross-correlation, as in torch) whose bits are fixed by its summation.
 
@@ -54,7 +57,8 @@ def conv2d(
             ``"same"`` (stride 1 only): as many as give the output the size of the input, the odd one at the end.
         dilation: distance of the kernel's taps, at least 1; one int or (vertical, horizontal).
         groups: number of groups that channels and outputs fall into.
-        summation: a ``Summation`` or its text, such as ``"exact"`` or ``"naive order=kh,kw,c products=rounded"``.
+        summation: a ``Summation`` or its text, such as ``"exact"`` or ``"naive order=kh,kw,c products=rounded"``; or
+            what ``reveal`` found for this very shape, to have the bits of that function.
 
     Returns:
         A new array of the caller's library and element type, (N, O, OH, OW) or (O, OH, OW), with
@@ -65,7 +69,8 @@ def conv2d(
         ValueError: sizes that do not fit, a summation that is none, a tensor with a tangent.
         TypeError: an argument of the wrong type or element type, on another device, or of another library.
     """
-    if type(input) is ndarray and type(weight) is ndarray and (bias is None or type(bias) is ndarray):
+    plain = type(input) is ndarray and type(weight) is ndarray and (bias is None or type(bias) is ndarray)
+    if plain and isinstance(summation, Summation | str):
         given: tuple[Any, Any, Any] = input, weight, bias
         program = Summation.of(summation)._compiled
         return cast("AnyArray", _core.conv2d(*given, stride, padding, dilation, groups, program))
@@ -82,7 +87,7 @@ def conv2d_input(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
-    summation: Summation | str = "pairwise",
+    summation: Summation | Reveal | str = "pairwise",
 ) -> AnyArray:
     """Gradient of ``conv2d`` by its input: the counterpart of ``torch.nn.grad.conv2d_input`` with fixed bits.
 
@@ -114,7 +119,7 @@ def conv2d_weight(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
-    summation: Summation | str = "pairwise",
+    summation: Summation | Reveal | str = "pairwise",
 ) -> AnyArray:
     """Gradient of ``conv2d`` by its weight: the counterpart of ``torch.nn.grad.conv2d_weight`` with fixed bits.
 
@@ -196,6 +201,8 @@ def _call(name: str, *arguments: Any) -> Any:
     named = {argument: arguments[i] for i, argument in _ARRAYS[name].items()}
     given = {argument: x for argument, x in named.items() if argument != "bias" or x is not None}
     library = arrays.library_of(given)
+    if hasattr(arguments[-1], "replay"):
+        return _replay(library, name, *arguments)
     call = library.operator(name, given.values()) or partial(run_engine, library, name)
     return call(*arguments)
 
@@ -217,3 +224,38 @@ def run_engine(library: arrays.Library, name: str, *arguments: Any) -> Any:
     if half is None:
         return library.from_numpy(getattr(_core, name)(*views))
     return library.from_half(_core.narrow(getattr(_core, name)(*views, to_odd=True), half), half)
+
+
+# Where a pass's operands stand: those that reveal.passes calls image and panel, and the bias.
+_REPLAYED = {
+    "conv2d": ("input", "weight", "bias"),
+    "conv2d_input": ("grad_output", "weight", "bias"),
+    "conv2d_weight": ("input", "grad_output", "bias"),
+}
+
+
+def _replay(library: arrays.Library, name: str, *arguments: Any) -> Any:
+    """The call in revealed orders: `arguments` end with what `reveal` found."""
+    revealed = arguments[-1]
+    if name not in _REPLAYED:
+        raise ValueError(f"summation: {name} takes no revealed orders; conv2d, conv2d_input and conv2d_weight do")
+    adopted: dict[str, Any] = {"bias": None}
+    last = False
+    for i, argument in _ARRAYS[name].items():
+        if arguments[i] is None:
+            continue
+        if getattr(arguments[i], "requires_grad", False):
+            raise ValueError(f"{argument} must not require a gradient where summation is a revealed order")
+        adopted[argument], half, lies_last = library.adopt(argument, arguments[i])
+        last = last or lies_last
+        if half is not None:
+            raise TypeError(f"{argument} must be float32 or float64 where summation is a revealed order; got {half}")
+    shapes = {
+        "input_shape": arguments[0] if name == "conv2d_input" else adopted["input"].shape,
+        "weight_shape": arguments[1] if name == "conv2d_weight" else adopted["weight"].shape,
+    }
+    stride, padding, dilation, groups = arguments[3:-1]
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    operands = [adopted[argument] for argument in _REPLAYED[name]]
+    result = revealed.replay(name, operands, shapes | geometry)
+    return library.from_numpy(moveaxis(ascontiguousarray(moveaxis(result, 1, -1)), -1, 1) if last else result)

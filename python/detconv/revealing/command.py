@@ -1,0 +1,130 @@
+"""``detconv reveal``: the order of a library's convolution, or of a function of your own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from detconv.revealing import Reveal, black_boxes, identify, reveal
+from detconv.revealing.box import KINDS, LAYOUTS
+from detconv.revealing.passes import DTYPES, PASSES
+
+DESCRIPTION = (
+    "Find the order in which a convolution adds its products, replay it, and compare all bits. Exit status: 0 if the "
+    "order is exact for all outputs, 1 if not, 2 for bad use."
+)
+ALIASES = {"numpy": "numpy-tensordot", "scipy": "scipy-correlate"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``detconv reveal`` to a parser; the defaults are the forum's layer."""
+    routes = ", ".join([*ALIASES, *black_boxes.ROUTES])
+    parser.add_argument(
+        "function",
+        help=f"a library's convolution: {routes}; or MODULE:FUNCTION, which takes (input, weight, bias) and has "
+        "stride, padding, dilation and groups built in",
+    )
+    sizes: dict[str, Any] = {"type": _sizes}
+    parser.add_argument("--shape", metavar="N,C,H,W", default=(1, 16, 28, 28), **sizes, help="of the input")
+    parser.add_argument("--weight", metavar="O,C/G,KH,KW", default=(8, 16, 5, 5), **sizes, help="its shape")
+    parser.add_argument("--no-bias", action="store_true", help="without a bias")
+    pair: dict[str, Any] = {"type": _pair, "metavar": "P[,Q]"}
+    parser.add_argument("--stride", default=1, **pair, help="one number, or vertical,horizontal (default: 1)")
+    parser.add_argument("--padding", default=0, **pair, help='likewise, or "same" (default: 0)')
+    parser.add_argument("--dilation", default=1, **pair, help="likewise (default: 1)")
+    parser.add_argument("--groups", type=int, default=1, help="default: 1")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
+    parser.add_argument("--pass", dest="pass_", choices=PASSES, default=PASSES[0], help="default: %(default)s")
+    parser.add_argument("--arrays", choices=KINDS, help="what MODULE:FUNCTION takes (default: numpy)")
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="default: %(default)s")
+    parser.add_argument("--no-onednn", action="store_true", help="torch without oneDNN")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--budget", type=float, default=30.0, metavar="SECONDS", help="default: %(default)g")
+    parser.add_argument("--probe", action="store_true", help="do not try the orders of the catalogue first")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--save", type=Path, metavar="PATH", help="write the orders as JSON, for detconv.Reveal.load")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PATH", help="draw the tree of the first order: .png, .svg or .pdf"
+    )
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Reveal, print, and return the exit status."""
+    try:
+        found = _found(namespace)
+        if namespace.save:
+            found.save(namespace.save)
+        if namespace.plot and found.orders:
+            found.plot().savefig(namespace.plot)
+    except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
+        print(f"detconv reveal: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found.to_dict(), indent=1) if namespace.json else found.explain())
+    return 0 if found.status == "exact" else 1
+
+
+def _found(namespace: argparse.Namespace) -> Reveal:
+    arguments: dict[str, Any] = {
+        "input_shape": namespace.shape,
+        "weight_shape": namespace.weight,
+        "bias": not namespace.no_bias,
+        "stride": namespace.stride,
+        "padding": namespace.padding,
+        "dilation": namespace.dilation,
+        "groups": namespace.groups,
+        "dtype": namespace.dtype,
+    }
+    options: dict[str, Any] = {"pass_": namespace.pass_, "layout": namespace.layout, "budget_s": namespace.budget}
+    if ":" in namespace.function:
+        fn, options["arrays"] = _imported(namespace.function), namespace.arrays
+    else:
+        route = ALIASES.get(namespace.function, namespace.function)
+        box = black_boxes.make(route, arguments, onednn=not namespace.no_onednn)
+        fn, options["arrays"], options["library"] = box.fn, box.arrays, box.library
+        if namespace.pass_ != "forward":
+            if route != "torch":
+                raise ValueError(f"--pass {namespace.pass_}: of torch or of MODULE:FUNCTION only")
+            options["differentiate"] = True
+        if route == "torch" and namespace.threads:
+            import_module("torch").set_num_threads(namespace.threads)
+    return (reveal if namespace.probe else identify)(fn, **arguments, **options)
+
+
+def _imported(text: str) -> Callable[..., Any]:
+    """What MODULE:FUNCTION names; modules are looked for in the current directory too, as ``python -m`` does."""
+    module, _, names = text.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    found: Any = import_module(module)
+    for name in names.split("."):
+        if not hasattr(found, name):
+            raise ValueError(f"function: {module} has no {names!r}")
+        found = getattr(found, name)
+    return found  # type: ignore[no-any-return]
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"must be four sizes with commas between, such as 1,16,28,28; got {text!r}")
+    return sizes
+
+
+def _pair(text: str) -> int | tuple[int, int] | str:
+    if text in ("same", "valid"):
+        return text
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise argparse.ArgumentTypeError(f"must be one int, or two with a comma between; got {text!r}")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])

@@ -1,0 +1,462 @@
+"""Reveal: on boxes whose order is known, detconv's own; and on boxes that have none."""
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import detconv
+from bits import Array, assert_same_bits, explicit_orders, made
+from detconv.revealing import STATUSES, passes, replay, trees
+
+SHAPES = (1, 6, 7, 8), (5, 6, 3, 2)  # 36 terms
+
+
+def box(summation: Any, **geometry: Any) -> Callable[..., Array]:
+    return lambda x, w, b: detconv.conv2d(x, w, b, **geometry, summation=summation)
+
+
+def arrays_for(r: detconv.Reveal, seed: int = 5) -> tuple[Array, Array, Array | None]:
+    """Operands of the real shape, other than those of any trial: input, weight, bias."""
+    g = r.geometry
+    dtype = np.dtype(g.dtype).type
+    bias = made((g.weight_shape[0],), dtype, seed + 2) if g.bias else None
+    return made(g.input_shape, dtype, seed), made(g.weight_shape, dtype, seed + 1), bias
+
+
+# ---- Trees and texts ----
+
+
+@given(st.data(), st.integers(1, 40), st.booleans())
+def test_equal_trees_have_equal_texts(data: st.DataObject, terms: int, bias: bool) -> None:
+    order = data.draw(explicit_orders(terms, bias))
+    text = trees.canonical(order, terms)
+    assert trees.canonical(text, terms) == text
+    detconv.Summation(order=text)  # it is in the language
+    doubles = "d[" in order and not bias  # a lone d[f0 m1] has a second rounding that no probe can see
+    if not doubles:
+        x, w = made((1, terms, 3, 3), np.float32, 1), made((4, terms, 1, 1), np.float32, 2)
+        b = made((4,), np.float32, 3) if bias else None
+        expected = detconv.conv2d(x, w, b, summation=detconv.Summation(order=order))
+        assert_same_bits(detconv.conv2d(x, w, b, summation=detconv.Summation(order=text)), expected, (order, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "25x(+1){16x(+25){f0}} bias",
+        "bias 2x(+200){25x(+1){8x(+25){f0}}}",
+        "80x(+5){[m0 m4 m1 [m2 m3]]} bias",
+        "200x(+1){f0} bias [200x(+1){f200}]",
+        "16x(+25){d[25x(+1){f0}]} bias",
+        "d[400x(+1){f0} bias]",
+        "400x(-1){f399} bias",
+    ],
+)
+def test_texts_of_known_orders_are_canonical(text: str) -> None:
+    assert trees.canonical(text, 400) == text
+
+
+def test_deep_trees_stay_shallow_in_text() -> None:
+    chain = "f0"
+    for k in range(1, 60):
+        chain = f"[{chain}] f{k}" if k % 2 else f"f{k} [{chain}]"
+    text = trees.canonical(chain, 60)
+    assert text.count("[") == 0
+    assert detconv.Summation(order=text).explicit_order
+
+
+# ---- detconv's own orders ----
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_drawn_orders_are_revealed_exactly(data: st.DataObject) -> None:
+    bias = data.draw(st.booleans())
+    order = data.draw(explicit_orders(36, bias))
+    try:
+        expected = trees.canonical(order, 36)
+    except trees.NotExpressible:  # pragma: no cover
+        raise AssertionError(order) from None
+    r = detconv.reveal(box(detconv.Summation(order=order)), *SHAPES, bias, seed=data.draw(st.integers(0, 9)))
+    assert (r.status, r.match) == ("exact", 1.0), (order, r.reason)
+    assert [o.text for o in r.orders] == [expected]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["c,kh,kw", "kh,kw,c", "kw,c,kh"])
+@pytest.mark.parametrize("products", ["fused", "rounded"])
+@pytest.mark.parametrize("bias", ["first", "last"])
+def test_loops_are_named(dtype: str, order: str, products: str, bias: str) -> None:
+    summation = detconv.Summation("naive", order=order, products=products, bias=bias)
+    r = detconv.reveal(box(summation, padding=(1, 2)), *SHAPES, padding=(1, 2), dtype=dtype)
+    assert r.status == "exact", r.reason
+    assert [o.name for o in r.orders] == [str(summation)]
+    assert r.orders[0].outputs == math.prod(r.geometry.output_shape)
+    x, w, b = arrays_for(r)
+    expected = detconv.conv2d(x, w, b, padding=(1, 2), summation=summation)
+    assert_same_bits(detconv.conv2d(x, w, b, padding=(1, 2), summation=r), expected)
+
+
+GEOMETRIES: list[dict[str, Any]] = [
+    {"stride": 2, "padding": 1},
+    {"dilation": (2, 1), "padding": "same"},
+    {"stride": (1, 3), "groups": 3, "padding": (0, 2)},
+    {"stride": (2, 1), "dilation": 2, "padding": 3, "groups": 2},
+    {"padding": (4, 5)},  # whole outputs lie in the padding
+    {"stride": 3, "dilation": 2, "padding": (0, 1)},
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("summation", ["pairwise block=4", "naive order=kh,c,kw", "fp64"])
+def test_every_geometry(geometry: dict[str, Any], summation: str) -> None:
+    groups = geometry.get("groups", 1)
+    shapes = (2, 6, 9, 8), (6, 6 // groups, 3, 3)
+    r = detconv.reveal(box(summation, **geometry), *shapes, **geometry)
+    assert (r.status, r.match) == ("exact", 1.0), r.reason
+    x, w, b = arrays_for(r)
+    assert_same_bits(
+        detconv.conv2d(x, w, b, **geometry, summation=r), detconv.conv2d(x, w, b, **geometry, summation=summation)
+    )
+
+
+@pytest.mark.parametrize("geometry", [{}, *GEOMETRIES[:1], *GEOMETRIES[2:]], ids=str)
+@pytest.mark.parametrize("summation", ["naive order=kw,c,kh", "pairwise block=3 products=rounded"])
+def test_input_gradients(geometry: dict[str, Any], summation: str) -> None:
+    groups = geometry.get("groups", 1)
+    shapes = (2, 6, 9, 8), (6, 6 // groups, 3, 3)
+
+    def fn(weight: Array, grad_output: Array) -> Array:
+        return detconv.conv2d_input(shapes[0], weight, grad_output, **geometry, summation=summation)
+
+    def run(weight: Array, grad_output: Array, given: Any) -> Array:
+        return detconv.conv2d_input(shapes[0], weight, grad_output, **geometry, summation=given)
+
+    r = detconv.reveal(fn, *shapes, **geometry, pass_="input_gradient", seed=3)
+    # fn only takes images of one size, so no smaller one was tried.
+    assert (r.status, r.match) == ("exact", 1.0), r.reason
+    weight, grad = made(shapes[1], np.float32, 1), made(r.geometry.output_shape, np.float32, 2)
+    assert_same_bits(run(weight, grad, r), run(weight, grad, summation))
+
+
+@pytest.mark.parametrize("geometry", [{}, *GEOMETRIES[:1], *GEOMETRIES[2:]], ids=str)
+@pytest.mark.parametrize("summation", ["naive", "naive samples=sequence", "pairwise block=8"])
+def test_weight_gradients(geometry: dict[str, Any], summation: str) -> None:
+    groups = geometry.get("groups", 1)
+    shapes = (3, 6, 9, 8), (6, 6 // groups, 3, 3)
+
+    def run(x: Array, grad_output: Array, given: Any = summation) -> Array:
+        return detconv.conv2d_weight(x, shapes[1], grad_output, **geometry, summation=given)
+
+    r = detconv.reveal(run, *shapes, **geometry, pass_="weight_gradient")
+    assert (r.status, r.match) == ("exact", 1.0), r.reason
+    x, grad = made(shapes[0], np.float32, 1), made(r.geometry.output_shape, np.float32, 2)
+    assert_same_bits(run(x, grad, r), run(x, grad))
+
+
+def test_a_pixel_without_products_is_no_obstacle() -> None:
+    """A 1x1 kernel of stride 2 leaves three of four pixels of the input's gradient without a product."""
+
+    def run(weight: Array, grad_output: Array, given: Any = "naive") -> Array:
+        return detconv.conv2d_input((1, 4, 6, 6), weight, grad_output, stride=2, summation=given)
+
+    r = detconv.reveal(run, (1, 4, 6, 6), (5, 4, 1, 1), stride=2, pass_="input_gradient")
+    assert (r.status, r.match) == ("exact", 1.0), r.reason
+    weight, grad = made((5, 4, 1, 1), np.float32, 1), made((1, 5, 3, 3), np.float32, 2)
+    assert_same_bits(run(weight, grad, r), run(weight, grad))
+
+
+# ---- More than one order ----
+
+
+def patchwork(x: Array, w: Array, b: Array | None) -> Array:
+    """The last rows of pixels, and the last output channel, in orders of their own."""
+    y = detconv.conv2d(x, w, b, padding=1, summation="naive")
+    y[:, :, -2:] = detconv.conv2d(x, w, b, padding=1, summation="naive order=kh,kw,c")[:, :, -2:]
+    y[:, -1:] = detconv.conv2d(x, w, b, padding=1, summation="naive bias=first products=rounded")[:, -1:]
+    return y
+
+
+def test_classes_of_outputs_are_told_apart() -> None:
+    r = detconv.reveal(patchwork, (2, 6, 7, 8), (5, 6, 3, 3), padding=1)
+    assert (r.status, r.match) == ("exact", 1.0), r.reason
+    found = {o.name: o for o in r.orders}
+    assert set(found) == {"naive", "naive order=kh,kw,c", "naive products=rounded bias=first"}
+    assert "rows 5-6" in found["naive order=kh,kw,c"].where
+    assert found["naive products=rounded bias=first"].where == "channels 4"
+    assert sum(o.outputs for o in r.orders) == 2 * 5 * 7 * 8
+    x, w, b = arrays_for(r)
+    assert_same_bits(detconv.conv2d(x, w, b, padding=1, summation=r), patchwork(x, w, b))
+
+
+def test_replay_computes_a_class_where_it_is() -> None:
+    mask = np.zeros((2, 6, 5, 7), bool)
+    mask[1, 4:, 3:, :] = True
+    assert list(replay.boxes(mask)) == [((1, 2), (4, 6), (3, 5), (0, 7))]
+    labels = np.zeros(mask.shape, np.int16)
+    labels[mask] = 1
+    classes = replay.Classes.of([detconv.Summation("naive"), detconv.Summation("exact")], labels)
+    assert classes.core.size == 8
+    assert np.array_equal(classes.labels, labels)
+    assert classes.counts() == [labels.size - mask.sum(), mask.sum()]
+
+
+# ---- What is no order ----
+
+
+def transform_box(x: Array, w: Array, b: Array | None) -> Array:
+    size = x.shape[2] + w.shape[2] - 1, x.shape[3] + w.shape[3] - 1
+    spectrum = np.fft.rfft2(x[:, None], size) * np.conj(np.fft.rfft2(w[None], size))
+    y = np.fft.irfft2(spectrum.sum(axis=2), size)[:, :, : x.shape[2] - w.shape[2] + 1, : x.shape[3] - w.shape[3] + 1]
+    assert b is not None
+    return (y + b[:, None, None]).astype(np.float32)
+
+
+def bfloat16_box(x: Array, w: Array, b: Array | None) -> Array:
+    def short(a: Array) -> Array:
+        return (a.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+    return detconv.conv2d(short(x), short(w), b, summation="naive")
+
+
+def four_at_a_time(x: Array, w: Array, b: Array | None) -> Array:
+    """Four exact products and the accumulator are added without rounding between, as tensor cores do."""
+    windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.float64), w.shape[2:], (2, 3))
+    columns = windows.transpose(0, 2, 3, 1, 4, 5).reshape(*windows.shape[:1], *windows.shape[2:4], -1)
+    rows, total = w.reshape(len(w), -1).astype(np.float64), np.float32(0)
+    for k in range(0, rows.shape[1], 4):
+        total = (total + columns[..., k : k + 4] @ rows[:, k : k + 4].T).astype(np.float32)
+    assert b is not None
+    return np.moveaxis(np.asarray(total), -1, 1) + b[:, None, None]
+
+
+@pytest.mark.parametrize("fn", [box("kahan"), box("exact"), bfloat16_box, four_at_a_time])
+def test_sums_that_are_no_trees_are_not_guessed(fn: Callable[..., Array]) -> None:
+    r = detconv.reveal(fn, *SHAPES)
+    assert r.status == "not_a_tree"
+    assert r.match == 0
+    assert r.orders == ()
+    assert r.reason
+    assert r.reason in r.explain()
+    x, w, b = arrays_for(r)
+    with pytest.raises(ValueError, match="not known"):
+        detconv.conv2d(x, w, b, summation=r)
+
+
+def test_a_transform_is_flagged() -> None:
+    r = detconv.reveal(transform_box, *SHAPES)
+    assert (r.status, r.match) == ("transform", 0)
+    assert "windows miss" in r.reason
+
+
+def test_what_does_not_repeat_has_no_order() -> None:
+    random = np.random.default_rng(1)
+
+    def fn(x: Array, w: Array, b: Array | None) -> Array:
+        order = ",".join(random.permutation(["c", "kh", "kw"]))
+        return detconv.conv2d(x, w, b, summation=f"naive order={order}")
+
+    assert detconv.reveal(fn, *SHAPES).status == "nondeterministic"
+
+
+def test_one_output_in_another_order_is_seen() -> None:
+    def fn(x: Array, w: Array, b: Array | None) -> Array:
+        y = detconv.conv2d(x, w, b, summation="naive")
+        y[0, 3, 2, 4] = detconv.conv2d(x, w, b, summation="exact")[0, 3, 2, 4]
+        return y
+
+    r = detconv.reveal(fn, *SHAPES)
+    assert r.status == "partial"
+    size = math.prod(r.geometry.output_shape)
+    assert r.match == (size - 1) / size
+
+
+def test_the_budget_is_kept() -> None:
+    wait = threading.Event()
+
+    def slow(x: Array, w: Array, b: Array | None) -> Array:
+        wait.wait(0.05)
+        return detconv.conv2d(x, w, b, summation="naive")
+
+    r = detconv.reveal(slow, *SHAPES, budget_s=0.5)
+    assert r.status == "partial"
+    assert "budget" in r.reason
+    assert r.seconds < 2
+
+
+# ---- Results ----
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    r = detconv.reveal(patchwork, (2, 6, 7, 8), (5, 6, 3, 3), padding=1)
+    r.save(tmp_path / "order.json")
+    again = detconv.Reveal.load(tmp_path / "order.json")
+    assert again.to_dict() == r.to_dict()
+    assert str(again) == str(r)
+    x, w, b = arrays_for(r)
+    assert_same_bits(detconv.conv2d(x, w, b, padding=1, summation=again), patchwork(x, w, b))
+    data = json.loads((tmp_path / "order.json").read_text())
+    assert data["key"]["input_shape"] == [2, 6, 7, 8]
+    for wrong in ({}, {**data, "format": 2}, {**data, "status": "fine"}, {**data, "key": {}}, {**data, "parts": [1]}):
+        with pytest.raises(ValueError, match=r"revealed order|format|status"):
+            detconv.Reveal.from_dict(wrong).geometry  # noqa: B018
+    (tmp_path / "no.json").write_text("{")
+    with pytest.raises(ValueError, match=r"no\.json"):
+        detconv.Reveal.load(tmp_path / "no.json")
+
+
+def test_the_key_says_what_it_holds_for() -> None:
+    key = detconv.reveal(box("naive"), *SHAPES).key
+    assert key["dtype"] == "float32"
+    assert key["function"].endswith("<lambda>")
+    assert {"library", "version", "machine", "cpu", "layout", "environment", "stride", "pass_"} <= key.keys()
+
+
+def test_words() -> None:
+    r = detconv.reveal(box("naive order=kh,kw,c"), *SHAPES)
+    assert r.orders[0].words == "kh, kw, channels in sequence, fused, bias last"
+    text = r.explain()
+    assert "kh, kw, channels in sequence, fused, bias last" in text
+    assert "Not known" in text
+    assert repr(r) == "<Reveal exact, 100.000% of the bits: naive order=kh,kw,c>"
+    assert set(STATUSES) == {"exact", "partial", "transform", "nondeterministic", "not_a_tree"}
+
+
+def test_another_call_than_the_revealed_one_is_refused() -> None:
+    r = detconv.reveal(box("naive", padding=1), *SHAPES, padding=1)
+    x, w, b = arrays_for(r)
+    with pytest.raises(ValueError, match=r"hold for padding \(1, 1\); got padding \(0, 0\)"):
+        detconv.conv2d(x, w, b, summation=r)
+    with pytest.raises(ValueError, match=r"hold for input_shape \(1, 6, 7, 8\); got input_shape \(1, 6, 6, 8\)"):
+        detconv.conv2d(np.ascontiguousarray(x[:, :, :6]), w, b, padding=1, summation=r)
+    with pytest.raises(ValueError, match="hold for bias True; got bias False"):
+        detconv.conv2d(x, w, None, padding=1, summation=r)
+    with pytest.raises(ValueError, match="dtype float32; got dtype float64"):
+        detconv.conv2d(x.astype(float), w.astype(float), np.zeros(5), padding=1, summation=r)
+    with pytest.raises(ValueError, match="of conv2d, and not of conv2d_weight"):
+        detconv.conv2d_weight(x, w.shape, np.zeros(r.geometry.output_shape, np.float32), padding=1, summation=r)
+    with pytest.raises(ValueError, match="takes no revealed orders"):
+        detconv.conv2d_bias(x, summation=r)  # type: ignore[arg-type]
+
+
+def test_results_of_any_library_are_taken() -> None:
+    class OnlyDLPack:
+        def __init__(self, array: Array) -> None:
+            self.array = array
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return self.array.__dlpack_device__()
+
+    r = detconv.reveal(lambda x, w, b: OnlyDLPack(detconv.conv2d(x, w, b, summation="naive")), *SHAPES)
+    assert r.status == "exact", r.reason
+    r = detconv.reveal(lambda x, w, b: np.asfortranarray(detconv.conv2d(x, w, b, summation="naive")), *SHAPES)
+    assert r.status == "exact", r.reason
+
+
+# ---- Bad input ----
+
+
+def test_functions_that_do_not_behave() -> None:
+    def changes(x: Array, w: Array, b: Array | None) -> Array:
+        y = detconv.conv2d(x, w, b)
+        x *= 2
+        return y
+
+    def raises(x: Array, w: Array, b: Array | None) -> Array:
+        raise KeyError("no such layer")
+
+    with pytest.raises(ValueError, match=r"changes\) changed its argument input"):
+        detconv.reveal(changes, *SHAPES)
+    with pytest.raises(RuntimeError, match=r"raises\) raised KeyError") as raised:
+        detconv.reveal(raises, *SHAPES)
+    assert isinstance(raised.value.__cause__, KeyError)
+    with pytest.raises(ValueError, match=r"must return shape \(1, 5, 5, 7\) .*; got \(1, 5, 7, 7\)"):
+        detconv.reveal(box("naive", padding=(1, 0)), (1, 6, 5, 8), (5, 6, 1, 2))
+    with pytest.raises(TypeError, match="must return float32, the type of its inputs; got float64"):
+        detconv.reveal(lambda x, w, b: detconv.conv2d(x, w, b).astype(float), *SHAPES)
+    with pytest.raises(TypeError, match="fn must be callable; got str"):
+        detconv.reveal("conv2d", *SHAPES)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="finite"):
+        detconv.reveal(lambda x, w, b: detconv.conv2d(x, w, b) * np.float32(np.nan), *SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"input_shape": (6, 7, 8)}, "input_shape must be 4 sizes"),
+        ({"weight_shape": (5, 4, 3, 2)}, "channels"),
+        ({"pass_": "backward"}, "pass_ must be one of forward, input_gradient, weight_gradient; got 'backward'"),
+        ({"dtype": "float16"}, "dtype must be float32 or float64; got 'float16'"),
+        ({"arrays": "jax"}, "arrays must be one of numpy, torch, or None; got 'jax'"),
+        ({"layout": "nhwc"}, "layout must be one of contiguous, channels_last; got 'nhwc'"),
+        ({"budget_s": 0}, "budget_s must be positive; got 0"),
+        ({"stride": 0}, "stride"),
+    ],
+)
+def test_arguments_are_checked(change: dict[str, Any], match: str) -> None:
+    arguments = {"input_shape": SHAPES[0], "weight_shape": SHAPES[1]} | change
+    with pytest.raises(ValueError, match=match):
+        detconv.reveal(box("naive"), **arguments)
+
+
+def test_a_keyboard_interrupt_ends_it() -> None:
+    calls = 0
+
+    def fn(x: Array, w: Array, b: Array | None) -> Array:
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            raise KeyboardInterrupt
+        return detconv.conv2d(x, w, b, summation="naive")
+
+    with pytest.raises(KeyboardInterrupt):
+        detconv.reveal(fn, *SHAPES)
+
+
+def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    detconv.reveal(box("naive"), *SHAPES)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "tree: " in err
+    assert "\n" not in err
+    assert err.split("\r")[-2].strip() == ""
+
+
+# ---- Passes as forward convolutions ----
+
+
+@pytest.mark.parametrize("geometry", [{}, *GEOMETRIES], ids=str)
+@pytest.mark.parametrize("pass_", passes.PASSES)
+def test_parts_of_a_pass_are_the_pass(geometry: dict[str, Any], pass_: str) -> None:
+    g = passes.Geometry.of((2, 6, 9, 8), (6, 6 // geometry.get("groups", 1), 3, 3), pass_=pass_, **geometry)
+    image, panel = (
+        made(g.image_shape, np.float32, 1, "small integers"),
+        made(g.panel_shape, np.float32, 2, "small integers"),
+    )
+    given: tuple[Any, ...] = (image, panel, None)
+    if pass_ == "input_gradient":
+        given = (g.input_shape, panel, image)
+    elif pass_ == "weight_gradient":
+        given = (image, g.weight_shape, panel)
+    name = {"forward": "conv2d", "input_gradient": "conv2d_input", "weight_gradient": "conv2d_weight"}[pass_]
+    expected = getattr(detconv, name)(*given, **geometry)
+    result = np.zeros(g.result_shape, np.float32)
+    for part in passes.parts(g):
+        got, _ = replay.compute(part, part.image(image), part.panel(panel), None, detconv.Summation())
+        part.select(result)[...] = got
+        assert np.array_equal(part.panel(part.spread(part.panel(panel))), part.panel(panel))
+    assert_same_bits(result, expected)
