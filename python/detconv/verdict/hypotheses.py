@@ -1,0 +1,75 @@
+"""The mistakes that a diagnosis tries, one row each: from the simplest to the most general.
+
+A row's function is given the case and yields guesses, each a problem that may have been computed instead and what was
+done with its sums. To add a mistake, write such a function and its row; testing and ranking are ``diagnose``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from detconv.verdict import geometry, outputs, parts, precision
+from detconv.verdict.case import Case, Guess
+
+
+class Row(NamedTuple):
+    """A kind of mistake.
+
+    always: tried even where the candidate is within roundings of the right sums.
+    """
+
+    name: str
+    guesses: Callable[[Case], Iterator[Guess]]
+    always: bool = False
+
+
+ROWS = (
+    Row("kernel flipped", geometry.flipped),
+    Row("kernel flipped in one axis", geometry.flipped_in_one),
+    Row("kernel transposed", geometry.transposed),
+    Row("height and width swapped", geometry.axes_swapped),
+    Row("padding missing", geometry.padding_missing),
+    Row("stride ignored", geometry.stride_ignored),
+    Row("dilation ignored", geometry.dilation_ignored),
+    Row("wrong stride", geometry.stride_off),
+    Row("wrong dilation", geometry.dilation_off),
+    Row("padding on the wrong side", geometry.window_off),
+    Row("wrong padding", geometry.padding_off),
+    Row("padding of another mode", geometry.padding_mode),
+    Row("padding of a value", geometry.padding_value),
+    Row("transposed convolution", geometry.transposed_convolution),
+    Row("bias missing", outputs.bias_missing),
+    Row("bias doubled", outputs.bias_doubled),
+    Row("bias subtracted", outputs.bias_subtracted),
+    Row("bias of other channels", outputs.bias_of_others),
+    Row("bias along another axis", outputs.bias_elsewhere),
+    Row("sign", outputs.negated),
+    Row("output shifted", outputs.shifted),
+    Row("output turned", outputs.turned),
+    Row("weight read in another layout", outputs.weight_layout),
+    Row("input read in another layout", outputs.input_layout),
+    Row("output in another layout", outputs.output_layout),
+    Row("input channels mixed up", parts.rewired),
+    Row("output channels mixed up", outputs.moved(1)),
+    Row("samples mixed up", outputs.moved(0)),
+    Row("rows mixed up", outputs.moved(2)),
+    Row("columns mixed up", outputs.moved(3)),
+    Row("activation", outputs.activated),
+    Row("not computed", outputs.not_written),
+    Row("input added", outputs.input_added),
+    Row("terms missing", parts.dropped),
+    Row("terms twice", parts.doubled),
+    Row("terms subtracted", parts.negated),
+    Row("scaled", outputs.scaled),
+    Row("TF32 inputs", precision.rounded_inputs("TF32"), always=True),
+    Row("float16 inputs", precision.rounded_inputs("float16"), always=True),
+    Row("bfloat16 inputs", precision.rounded_inputs("bfloat16"), always=True),
+    Row("float32 inputs", precision.rounded_inputs("float32"), always=True),
+    Row("output rounded", precision.rounded_output),
+    Row("narrow sums", precision.narrow_sums),
+    Row("constant added", outputs.constant_added),
+    Row("terms weighed otherwise", parts.weighed),
+    Row("transform", precision.transform),
+    Row("left over", outputs.left_over),
+)

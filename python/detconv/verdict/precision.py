@@ -1,0 +1,173 @@
+"""Coarser numbers than claimed: inputs, outputs or accumulators of fewer digits, and what is noise of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from detconv.verdict.bounds import FORMATS
+from detconv.verdict.case import Case, Expected, Guess, cropped
+from detconv.verdict.problem import Array, Problem
+
+# Operands are rounded if that brings the mean square distance down by this factor at least, and by so many bits of
+# evidence, n/2 * log2 of the factor. Rounding inputs that were not rounded raises it, in outputs of any order.
+_LEAST_GAIN = 2.0
+_LEAST_EVIDENCE = 24.0
+
+
+def shortened(values: Array, dropped: int, truncated: bool = False) -> Array:
+    """Numbers as float32 without so many of their last bits: to nearest, ties to even, or towards zero."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    one = np.uint32(1)
+    if not truncated:
+        bits = bits + (np.uint32((1 << (dropped - 1)) - 1) + ((bits >> np.uint32(dropped)) & one))
+    short = (bits & ~np.uint32((1 << dropped) - 1)).view(np.float32)
+    return np.where(np.isfinite(values), short, values).astype(values.dtype)
+
+
+def _float16(values: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16).astype(values.dtype)
+
+
+_ROUNDINGS: dict[str, Callable[[Array], Array]] = {
+    "float32": lambda v: v.astype(np.float32).astype(v.dtype),
+    "TF32": lambda v: shortened(v, 13),
+    "TF32 (truncated)": lambda v: shortened(v, 13, truncated=True),
+    "float16": _float16,
+    "bfloat16": lambda v: shortened(v, 16),
+    "bfloat16 (truncated)": lambda v: shortened(v, 16, truncated=True),
+}
+
+
+def kept(case: Case) -> str:
+    """The format that holds the whole candidate: the one it is stored in, or a narrower one."""
+    values = case.candidate[np.isfinite(case.candidate)]
+    narrower = {"float64": ("float32",), "float32": ("bfloat16", "float16")}.get(case.stored, ())
+    if np.count_nonzero(values) >= 8:
+        for name in narrower:
+            if (_ROUNDINGS[name](values) == values).all():
+                return name
+    return case.stored
+
+
+def rounded_inputs(*names: str) -> Callable[[Case], Iterator[Guess]]:
+    """That both operands, one of them, or the bias too, were rounded to one of the formats."""
+
+    def guesses(case: Case) -> Iterator[Guess]:
+        best = case.once("rounded inputs", _best_rounding)
+        if best is not None and best[0].split(" (")[0] in names:
+            name, operands, problem = best
+            stored = kept(case)
+            also = "" if stored == case.stored else f", and the output is stored in {stored}"
+            yield Guess(f"{operands} rounded to {name} before they are multiplied{also}", problem, stored=stored)
+
+    return guesses
+
+
+def _best_rounding(case: Case) -> tuple[str, str, Problem] | None:
+    if case.expected is None or not case.problem.finite:
+        return None
+    stored, crop = kept(case), _crop(case)
+    plain, taken = _square_distance(case, case.problem, stored, crop)
+    best, found = plain / _LEAST_GAIN, None
+    for name, rounding in _ROUNDINGS.items():
+        if name == "float32" and case.problem.element_type == "float32":
+            continue
+        for operands, problem in _roundings(case.problem, rounding):
+            distance, _ = _square_distance(case, problem, stored, crop)
+            # Of the least ones, the first: it is the simplest.
+            if distance < 0.999 * best and taken / 2 * np.log2(plain / max(distance, 1e-30 * plain)) > _LEAST_EVIDENCE:
+                best, found = distance, (name, operands, problem)
+    return found
+
+
+def _roundings(problem: Problem, rounding: Callable[[Array], Array]) -> Iterator[tuple[str, Problem]]:
+    arrays = {name: array for name, array in problem._arrays()}
+    operands = [name for name in arrays if name != "bias"]
+    words = {"grad_output": "the output's gradient", "input": "the input", "weight": "the weight", "bias": "the bias"}
+    both = f"{words[operands[0]]} and {words[operands[1]]} are"
+    choices = {both: operands, **{f"{words[name]} is": [name] for name in operands}}
+    if "bias" in arrays:
+        choices["input, weight and bias are"] = [*operands, "bias"]
+    for says, chosen in choices.items():
+        changed = {name: rounding(arrays[name]) for name in chosen}
+        if any((changed[name] != arrays[name]).any() for name in chosen):
+            yield says, problem.having(**changed)
+
+
+def _crop(case: Case) -> tuple[Array, Array] | None:
+    """Samples and output channels that are enough to tell, some 10,000 elements; None for all."""
+    if case.problem.name != "conv2d" or case.candidate.size <= 20000:
+        return None
+    n, o, *plane = case.candidate.shape
+    pixels = int(np.prod(plane))
+    samples = np.arange(min(n, max(1, 20000 // (pixels * min(o, 16)))))
+    outputs = np.unique(np.linspace(0, o - 1, min(o, max(4, 20000 // (pixels * len(samples))))).astype(int))
+    return samples, outputs
+
+
+def _square_distance(case: Case, problem: Problem, stored: str, crop: tuple[Array, Array] | None) -> tuple[float, int]:
+    """The sum of the squared distances of the candidate from a problem's true sums, and of how many elements."""
+    candidate = case.candidate
+    if crop is None:
+        values = problem.exact(stored)
+    else:
+        candidate = candidate[np.ix_(*crop)]
+        values = np.concatenate([part.exact(stored) for part in cropped(problem, *crop)], axis=1)
+    with np.errstate(invalid="ignore"):
+        distance = candidate.astype(np.float64) - values
+    distance = distance[np.isfinite(distance)]
+    return float(np.sum(distance * distance)), distance.size
+
+
+def rounded_output(case: Case) -> Iterator[Guess]:
+    stored = kept(case)
+    if stored != case.stored:
+        yield Guess(f"the output is rounded to {stored} and stored in {case.stored}", case.problem, stored=stored)
+
+
+def narrow_sums(case: Case) -> Iterator[Guess]:
+    """An accumulator of fewer digits: all of its values, so the output too, but for a bias added later, have them."""
+    if case.expected is None:
+        return
+    if case.dtype == "float64":
+        yield Guess("the sums are added in float32, not in float64", case.problem, dtype="float32")
+    bias = case.problem.bias if case.problem.name == "conv2d" else None
+    sums = case.candidate if bias is None else case.candidate - bias[:, None, None]
+    for name in ("float16", "bfloat16"):
+        if case.stored == name or FORMATS[case.dtype].digits <= FORMATS[name].digits:
+            continue
+        for values in (case.candidate, sums):
+            finite = values[np.isfinite(values)]
+            away = np.abs(_ROUNDINGS[name](finite) - finite)
+            if finite.size and (away <= 2.0**-23 * np.abs(case.candidate).max()).all():
+                yield Guess(f"the sums are added in {name}", case.problem, dtype=name)
+                break
+    if case.stored in ("float16", "bfloat16") and case.dtype != case.stored:
+        yield Guess(f"the sums are added in {case.stored}, not in {case.dtype}", case.problem, dtype=case.stored)
+
+
+def transform(case: Case) -> Iterator[Guess]:
+    """Noise as of a transform: errors go with the largest sums around, not with each element's own."""
+    if case.expected is None or not np.isfinite(case.candidate).all():
+        return
+    residual, values = case.residual, case.expected.values.astype(np.float64)
+    size = np.sqrt(np.mean(values**2))
+    count = residual.size / residual.shape[1]
+    spread = residual.std(axis=(0, 2, 3)) / np.sqrt(max(count, 1))
+    leans = np.abs(residual.mean(axis=(0, 2, 3))) > 6 * spread
+    if count < 8 or np.sqrt(np.mean(residual**2)) > 2.0**-12 * size or leans.any():
+        return
+
+    def then(e: Expected) -> Expected:
+        return Expected(e.values, np.broadcast_to(4 * e.bound.max(), e.bound.shape))
+
+    yield Guess(
+        "no mistake in what is summed, but errors larger than roundings of the sums cause, as a transform (Winograd, FFT) "
+        "has, or sums in slightly fewer digits",
+        case.problem,
+        then,
+        1,
+    )
