@@ -647,18 +647,24 @@ def judged_mistake(a: Layer, wrong: Array) -> bool:
     return wrong.shape != a.run("pairwise").shape or detconv.judge(wrong, *a.arguments).status == "mistake"
 
 
+def equivalent(diagnosis: detconv.Diagnosis, of: Kind) -> bool:
+    """Whether a right hypothesis is the first, or explains as much as the first: both give this output."""
+    return any(h.name in of.answers and h.explains == diagnosis.hypotheses[0].explains for h in diagnosis.hypotheses)
+
+
 def main(count: int, only: str = "") -> None:
-    total = right = slow = 0.0
+    total = right = equal = slow = 0.0
     for of in KINDS:
         if only and only not in of.name:
             continue
-        found, proven, others = 0, 0, []
+        found, same, proven, others = 0, 0, 0, []
         for a, wrong in drawn(of, count):
             proven += judged_mistake(a, wrong)
             start = time.perf_counter()
             diagnosis = detconv.diagnose(wrong, *a.arguments)
             slow = max(slow, time.perf_counter() - start)
             name = diagnosis.first.name if diagnosis.first else "none"
+            same += equivalent(diagnosis, of)
             if name in of.answers:
                 found += 1
                 if only:
@@ -667,9 +673,13 @@ def main(count: int, only: str = "") -> None:
                 others.append(f"{name} {a} {wrong.shape}" if only else name)
                 if only:
                     print("MISSED", a, wrong.shape, diagnosis, "\n")
-        total, right = total + count, right + found
-        print(f"{of.name:45} mistake {proven}/{count}  first {found}/{count}  {', '.join(sorted(set(others)))}", flush=True)
-    print(f"{len(KINDS)} kinds: {right:.0f} of {total:.0f} ({100 * right / total:.2f}%); slowest {slow:.2f} s")
+        total, right, equal = total + count, right + found, equal + same
+        told = ", ".join(sorted(set(others)))
+        print(f"{of.name:45} mistake {proven}/{count}  first {found}/{count}  or equal {same}/{count}  {told}", flush=True)
+    print(
+        f"{len(KINDS)} kinds: {right:.0f} of {total:.0f} ({100 * right / total:.2f}%), with hypotheses that give the same "
+        f"output {equal:.0f} ({100 * equal / total:.2f}%); slowest {slow:.2f} s"
+    )
 
 
 if __name__ == "__main__":

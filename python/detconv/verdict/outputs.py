@@ -59,16 +59,14 @@ def bias_of_others(case: Case) -> Iterator[Guess]:
 
 def bias_elsewhere(case: Case) -> Iterator[Guess]:
     """The bias goes with another axis than that of the channels."""
-    if not _biased(case):
+    if not _biased(case) or case.expected is None:
         return
-    bias = case.problem.bias
+    right = case.problem.bias[:, None, None]
     for axis, what in ((0, "sample"), (2, "row"), (3, "column")):
-        if case.candidate.shape[axis] == len(bias) or (len(bias) == 1 and axis != 0):
-            shaped = np.expand_dims(bias, tuple(a for a in range(4) if a != axis))
+        if case.candidate.shape[axis] == right.size or (right.size == 1 and axis != 0):
+            wrong = np.expand_dims(right.ravel(), tuple(a for a in range(4) if a != axis))
             yield Guess(
-                f"the bias is added by {what} instead of by output channel",
-                case.problem.having(bias=None),
-                _then(lambda values, shaped=shaped: values + shaped, np.abs(shaped) * 2.0**-22),
+                f"the bias is added by {what} instead of by output channel", case.problem, _plus(wrong, minus=right)
             )
 
 
@@ -91,9 +89,14 @@ def _biased(case: Case) -> bool:
     return case.problem.name == "conv2d" and case.problem.bias is not None and bool(case.problem.bias.any())
 
 
-def _then(function: Callable[[Array], Array], more: Array | float = 0.0) -> Callable[[Expected], Expected]:
-    """A function of the values whose slope is at most 1, and what it adds to the bound."""
-    return lambda e: Expected(function(e.values), e.bound + more)
+def _plus(added: Array, minus: Array | float = 0.0) -> Callable[[Expected], Expected]:
+    """Numbers added to the output, and others not."""
+
+    def then(e: Expected) -> Expected:
+        size = np.abs(e.values) + np.abs(added) + np.abs(minus)
+        return Expected(e.values.astype(np.float64) - minus + added, e.bound + size * 2.0**-23)
+
+    return then
 
 
 # ---- Scale ----
@@ -107,24 +110,28 @@ def scaled(case: Case) -> Iterator[Guess]:
     """By one number, or one for each output channel; the bias as well or not."""
     if case.expected is None:
         return
-    bias = case.problem.bias if case.problem.name == "conv2d" else None
-    plain = 0.0 if bias is None else bias.astype(np.float64)[:, None, None]
-    with np.errstate(invalid="ignore"):
-        whole = case.expected.values.astype(np.float64)
-        offsets = [(plain, "; the bias is not")] if bias is not None else []
-        for kept, words in ((0.0, ""), *offsets):
-            ideal, found = _finite(whole - kept), _finite(case.candidate - kept)
-            for factors, names in _factors(case, ideal, found):
-                for factor, parameters in _snapped(factors, case):
-                    yield Guess(
-                        f"the {'output' if not words else 'sum of products'} is multiplied by {names(factor)}{words}",
-                        case.problem,
-                        lambda e, factor=factor, kept=kept: Expected(  # type: ignore[misc]
-                            (e.values - kept) * factor + kept,
-                            e.bound * np.abs(factor) + np.abs(e.values) * np.abs(factor) * 2.0**-22,
-                        ),
-                        parameters,
-                    )
+    whole = case.expected.values.astype(np.float64)
+    for factors, names in _factors(case, whole, case.candidate.astype(np.float64)):
+        for factor, parameters in _snapped(factors, case):
+            yield Guess(
+                f"the output is multiplied by {names(factor)}", case.problem, _times(factor), parameters=parameters
+            )
+    if not _biased(case):
+        return
+    bias, weight = case.problem.bias[:, None, None].astype(np.float64), case.problem.weight
+    for factors, names in _factors(case, whole - bias, case.candidate - bias):
+        for factor, parameters in _snapped(factors, case):
+            made = weight * factor.astype(weight.dtype).reshape(-1, 1, 1, 1)
+            says = f"the sum of products is multiplied by {names(factor)}; the bias is not"
+            yield case.guess(says, weight=made)._replace(parameters=parameters)
+
+
+def _times(factor: Array) -> Callable[[Expected], Expected]:
+    def then(e: Expected) -> Expected:
+        values = e.values * factor
+        return Expected(values, e.bound * np.abs(factor) + np.abs(values) * 2.0**-22)
+
+    return then
 
 
 def _finite(values: Array) -> Array:
@@ -132,6 +139,7 @@ def _finite(values: Array) -> Array:
 
 
 def _factors(case: Case, ideal: Array, found: Array) -> Iterator[tuple[Array, Callable[[Array], str]]]:
+    ideal, found = _finite(ideal), _finite(found)
     box = case.box
     square = np.sum(ideal[box] ** 2)
     if square > 0:
@@ -187,14 +195,21 @@ def _number(factor: float, case: Case) -> str:
 
 
 def shifted(case: Case) -> Iterator[Guess]:
+    """By one, with zeros or the values of the other end where nothing comes from; those may also be anything."""
     words = {-1: ("up", "left"), 1: ("down", "right")}
-    for dy, dx in sorted(product((-1, 0, 1), repeat=2), key=lambda move: abs(move[0]) + abs(move[1]))[1:]:
-        told = [words[d][axis] for axis, d in enumerate((dy, dx)) if d]
-        yield Guess(
-            f"the output is shifted by one {' and '.join(told)}",
-            case.problem,
-            lambda e, dy=dy, dx=dx: e.mapped(lambda v: np.roll(v, (dy, dx), (-2, -1))),  # type: ignore[misc]
-        )
+    for move in sorted(product((-1, 0, 1), repeat=2), key=lambda move: abs(move[0]) + abs(move[1]))[1:]:
+        says = f"the output is shifted by one {' and '.join(words[by][axis] for axis, by in enumerate(move) if by)}"
+        for rolls in (False, True):
+
+            def then(e: Expected, move: tuple[int, ...] = move, rolls: bool = rolls) -> Expected:
+                values, bound = (np.roll(array, move, (-2, -1)) for array in e)
+                if not rolls:
+                    for axis, by in zip((-2, -1), move, strict=True):
+                        if by:
+                            np.moveaxis(values, axis, 0)[0 if by > 0 else -1] = 0
+                return Expected(values, bound)
+
+            yield Guess(says + (", and rolled around" if rolls else ""), case.problem, then)
 
 
 def turned(case: Case) -> Iterator[Guess]:
@@ -364,7 +379,7 @@ def activated(case: Case) -> Iterator[Guess]:
 def input_added(case: Case) -> Iterator[Guess]:
     p = case.problem
     if p.name == "conv2d" and p.input.shape == case.candidate.shape:
-        yield Guess("the input is added to the output", p, _then(lambda v: v + p.input, np.abs(p.input) * 2.0**-22))
+        yield Guess("the input is added to the output", p, _plus(p.input))
 
 
 def not_written(case: Case) -> Iterator[Guess]:
