@@ -10,7 +10,7 @@ import numpy as np
 from detconv.arrays import Array as AnyArray
 from detconv.verdict import regions
 from detconv.verdict.case import Case, Expected, Guess, cropped, shape_of
-from detconv.verdict.hypotheses import ROWS
+from detconv.verdict.hypotheses import ROWS, Row
 from detconv.verdict.judge import CONFIDENCE, Verdict, claimed, judge_problem
 from detconv.verdict.problem import Array, Problem, numbers
 
@@ -147,7 +147,7 @@ def _diagnosed(case: Case) -> Diagnosis:
         for guess in row.guesses(case):
             if best is not None and best.explains == 1:
                 break
-            made = _tested(case, row.name, guess, row.always and not wrong)
+            made = _tested(case, row, guess)
             if made is not None and (best is None or made.explains > best.explains):
                 best = made
         if best is not None:
@@ -156,8 +156,8 @@ def _diagnosed(case: Case) -> Diagnosis:
     return Diagnosis(hypotheses, "" if hypotheses else _otherwise(case))
 
 
-def _tested(case: Case, name: str, guess: Guess, within: bool) -> Hypothesis | None:
-    """The guess as a hypothesis, if the output is what it gives; within: an output that fits without it, too."""
+def _tested(case: Case, row: Row, guess: Guess) -> Hypothesis | None:
+    """The guess as a hypothesis, if the output is what it gives."""
     changed = guess.problem is not case.problem
     if changed and guess.then is None and shape_of(guess.problem) != case.candidate.shape:
         return None
@@ -178,13 +178,15 @@ def _tested(case: Case, name: str, guess: Guess, within: bool) -> Hypothesis | N
     fits = expected.fits(case.candidate)
     same = bool((case.candidate == expected.values)[fits].all())
     status = "identical" if same else "rounding"
-    if within:
-        return Hypothesis(name, guess.says, 1.0, status) if fits.all() else None
+    if row.always and fits.all():
+        return Hypothesis(row.name, guess.says, 1.0, status)
     where = regions.place(case.unfit, case.problem.name)
     if guess.leaves:
         explains = 1 - np.count_nonzero(case.unfit) / case.unfit.size
-        return Hypothesis(name, f"{guess.says}: {where}", explains, status)
+        return Hypothesis(row.name, f"{guess.says}: {where}", explains, status)
     inside = fits[case.box]
+    if inside.size == 0:
+        return None
     says, explains = guess.says, 1.0
     if not inside.all():
         rest = np.zeros(fits.shape, np.bool_)
@@ -198,7 +200,7 @@ def _tested(case: Case, name: str, guess: Guess, within: bool) -> Hypothesis | N
         return None
     if not fits.all() and where != "everywhere":
         says += f" ({where})"
-    return Hypothesis(name, says, explains, status)
+    return Hypothesis(row.name, says, explains, status)
 
 
 def _plausible(case: Case, guess: Guess) -> bool:

@@ -16,7 +16,7 @@ from detconv.verdict.case import Case, Guess
 class Row(NamedTuple):
     """A kind of mistake.
 
-    always: tried even where the candidate is within roundings of the right sums.
+    always: tried even where the candidate is within roundings of the right sums; the row has its own evidence.
     """
 
     name: str
@@ -61,11 +61,12 @@ ROWS = (
     Row("terms missing", parts.dropped),
     Row("terms twice", parts.doubled),
     Row("terms subtracted", parts.negated),
-    Row("scaled", outputs.scaled),
     Row("TF32 inputs", precision.rounded_inputs("TF32"), always=True),
     Row("float16 inputs", precision.rounded_inputs("float16"), always=True),
+    Row("TF32 or float16 inputs", precision.rounded_inputs("TF32", "float16"), always=True),
     Row("bfloat16 inputs", precision.rounded_inputs("bfloat16"), always=True),
     Row("float32 inputs", precision.rounded_inputs("float32"), always=True),
+    Row("scaled", outputs.scaled),
     Row("output rounded", precision.rounded_output),
     Row("narrow sums", precision.narrow_sums),
     Row("constant added", outputs.constant_added),

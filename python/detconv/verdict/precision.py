@@ -14,6 +14,8 @@ from detconv.verdict.problem import Array, Problem
 # evidence, n/2 * log2 of the factor. Rounding inputs that were not rounded raises it, in outputs of any order.
 _LEAST_GAIN = 2.0
 _LEAST_EVIDENCE = 24.0
+# Two roundings whose mean square distances are nearer than this cannot be told apart.
+_TIE = 1.05
 
 
 def shortened(values: Array, dropped: int, truncated: bool = False) -> Array:
@@ -53,38 +55,43 @@ def kept(case: Case) -> str:
 
 
 def rounded_inputs(*names: str) -> Callable[[Case], Iterator[Guess]]:
-    """That both operands, one of them, or the bias too, were rounded to one of the formats."""
+    """That both operands, one of them, or the bias too, were rounded to a format, or to one of two that nobody can tell
+    apart: TF32 and float16 have as many digits."""
 
     def guesses(case: Case) -> Iterator[Guess]:
-        best = case.once("rounded inputs", _best_rounding)
-        if best is not None and best[0].split(" (")[0] in names:
-            name, operands, problem = best
+        best = case.once("rounded inputs", _best_roundings)
+        if best and {name.split(" (")[0] for name, *_ in best} == set(names):
             stored = kept(case)
             also = "" if stored == case.stored else f", and the output is stored in {stored}"
-            yield Guess(f"{operands} rounded to {name} before they are multiplied{also}", problem, stored=stored)
+            formats = " or ".join(name for name, *_ in best)
+            _, operands, problem = best[0]
+            yield Guess(f"{operands} rounded to {formats} before they are multiplied{also}", problem, stored=stored)
 
     return guesses
 
 
-def _best_rounding(case: Case) -> tuple[str, str, Problem] | None:
+def _best_roundings(case: Case) -> list[tuple[str, str, Problem]]:
+    """The roundings of the operands that bring the sums nearest to the candidate: format, which operands, problem."""
     if case.expected is None or not case.problem.finite:
-        return None
+        return []
     stored, crop = kept(case), _crop(case)
     plain, taken = _square_distance(case, case.problem, stored, crop)
-    best, found = plain / _LEAST_GAIN, None
+    found = []
     for name, rounding in _ROUNDINGS.items():
         if name == "float32" and case.problem.element_type == "float32":
             continue
         for operands, problem in _roundings(case.problem, rounding):
-            distance, _ = _square_distance(case, problem, stored, crop)
-            # Of the least ones, the first: it is the simplest.
-            if distance < 0.999 * best and taken / 2 * np.log2(plain / max(distance, 1e-30 * plain)) > _LEAST_EVIDENCE:
-                best, found = distance, (name, operands, problem)
-    return found
+            distance, count = _square_distance(case, problem, stored, crop)
+            gain = plain / max(distance, 1e-30 * plain, 1e-300)
+            if count == taken and gain > _LEAST_GAIN and taken / 2 * np.log2(gain) > _LEAST_EVIDENCE:
+                found.append((distance, name, operands, problem))
+    least = min((distance for distance, *_ in found), default=0.0)
+    ties = [entry for entry in found if entry[0] <= _TIE * least]
+    return [entry[1:] for entry in ties if entry[2] == ties[0][2]]
 
 
 def _roundings(problem: Problem, rounding: Callable[[Array], Array]) -> Iterator[tuple[str, Problem]]:
-    arrays = {name: array for name, array in problem._arrays()}
+    arrays = dict(problem._arrays())
     operands = [name for name in arrays if name != "bias"]
     words = {"grad_output": "the output's gradient", "input": "the input", "weight": "the weight", "bias": "the bias"}
     both = f"{words[operands[0]]} and {words[operands[1]]} are"
@@ -165,8 +172,8 @@ def transform(case: Case) -> Iterator[Guess]:
         return Expected(e.values, np.broadcast_to(4 * e.bound.max(), e.bound.shape))
 
     yield Guess(
-        "no mistake in what is summed, but errors larger than roundings of the sums cause, as a transform (Winograd, FFT) "
-        "has, or sums in slightly fewer digits",
+        "no mistake in what is summed, but errors larger than its roundings cause, as of a transform (Winograd, FFT) or "
+        "of sums in slightly fewer digits",
         case.problem,
         then,
         1,
