@@ -107,14 +107,17 @@ class Case:
         return np.where(np.isfinite(residual), residual, 0.0)
 
     @cached_property
+    def sample(self) -> Array:
+        """Flat indices of some elements: of those that do not fit, if there are any."""
+        flat = np.flatnonzero(self.unfit) if self.unfit.any() else np.arange(self.unfit.size)
+        return flat if len(flat) <= 4096 else flat[np.random.default_rng(0).integers(0, len(flat), 4096)]
+
+    @cached_property
     def crop(self) -> tuple[Array, Array]:
-        """Some samples and output channels, those with the most unfit elements first, that stand for all."""
-        axes = (0, 1, 2, 3)
-        found = []
-        for axis, most in ((0, 2), (1, 8)):
-            counts = self.unfit.sum(axis=tuple(a for a in axes if a != axis))
-            found.append(np.sort(np.argsort(-counts, kind="stable")[:most]))
-        return found[0], found[1]
+        """Samples and output channels, those with the most unfit elements, that stand for all: some 50,000 elements."""
+        planes = max(2, 50_000 // max(1, int(np.prod(self.candidate.shape[2:]))))
+        samples = _largest(self.unfit.sum(axis=(1, 2, 3)), 2 if planes >= 16 else 1)
+        return samples, _largest(self.unfit.sum(axis=(0, 2, 3)), min(8, planes))
 
     def once(self, name: str, function: Callable[[Case], Any]) -> Any:
         """What a function finds in the case: computed once, kept under a name."""
@@ -125,6 +128,11 @@ class Case:
     def guess(self, says: str, **changes: object) -> Guess:
         """That some arguments were others."""
         return Guess(says, self.problem.having(**changes))
+
+
+def _largest(counts: Array, most: int) -> Array:
+    """Indices of the largest numbers, in ascending order."""
+    return np.sort(np.argsort(-counts, kind="stable")[:most])
 
 
 def pair(value: object) -> tuple[int, int]:

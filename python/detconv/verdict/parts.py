@@ -14,6 +14,8 @@ from detconv.verdict.regions import listed
 # A fit with more unknowns would take seconds, one with more terms too much memory (16 MB).
 _MOST_UNKNOWNS = 512
 _MOST_TERMS = 1 << 21
+# Parts are at fault if they are off by this share of what the worst one is; the others are as far off as roundings are.
+_NOTICED = 0.02
 # The largest number of single terms that a fault may have if there are too few elements to solve for all.
 _MOST_CHOSEN = 6
 
@@ -106,11 +108,12 @@ def _shares(case: Case) -> list[_Share]:
         others = tuple(1 + axis for axis in range(3) if axis not in split.axes)
         columns = all_terms.sum(axis=others) if others else all_terms
         shape, columns = columns.shape[1:], columns.reshape(len(columns), -1)
-        extra = _solved(columns, residual)
-        chosen = np.flatnonzero(np.abs(extra) > 1e-3)
+        size = np.abs(_solved(columns, residual))
+        chosen = np.flatnonzero(size > _NOTICED * size.max())
         if 0 < len(chosen) <= max(1, columns.shape[1] // 3):
-            whole = np.round(extra[chosen])
-            more = np.where(np.abs(extra[chosen] - whole) < 0.02, whole, extra[chosen])
+            extra = np.linalg.lstsq(columns[:, chosen], residual, rcond=None)[0]
+            whole = np.round(extra)
+            more = np.where(np.abs(extra - whole) < 0.02, whole, extra)
             found.append(_Share(split, np.unravel_index(chosen, shape), more))
     return found
 
@@ -260,7 +263,8 @@ def _wires(case: Case) -> Array | None:
         mine = slice(group * per_group, (group + 1) * per_group)
         own = p.weight[mine].reshape(per_group, p.weight.shape[1], -1).astype(np.float64)
         near = np.einsum("kto,oct->kc", kernels[:, :, mine], own, optimize=True)
-        order.append(np.argmax(near, axis=0))
+        # The nearest kernels: the square of their distance, without what is the same for all k.
+        order.append(np.argmin(np.sum(kernels[:, :, mine] ** 2, axis=(1, 2))[:, None] - 2 * near, axis=0))
     return np.concatenate(order)
 
 

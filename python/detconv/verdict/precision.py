@@ -111,7 +111,7 @@ def _crop(case: Case) -> tuple[Array, Array] | None:
     n, o, *plane = case.candidate.shape
     pixels = int(np.prod(plane))
     samples = np.arange(min(n, max(1, 20000 // (pixels * min(o, 16)))))
-    outputs = np.unique(np.linspace(0, o - 1, min(o, max(4, 20000 // (pixels * len(samples))))).astype(int))
+    outputs = np.unique(np.linspace(0, o - 1, min(o, max(2, 20000 // (pixels * len(samples))))).astype(int))
     return samples, outputs
 
 
