@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from detconv.verdict import geometry, outputs, parts, precision
+from detconv.verdict import geometry, outputs, parts, precision, wires
 from detconv.verdict.case import Case, Guess
 
 
@@ -52,7 +52,7 @@ ROWS = (
     Row("output in another layout", outputs.output_layout),
     Row("activation", outputs.activated),
     Row("not computed", outputs.not_written),
-    Row("input channels mixed up", parts.rewired),
+    Row("input channels mixed up", wires.rewired),
     Row("output channels mixed up", outputs.moved(1)),
     Row("samples mixed up", outputs.moved(0)),
     Row("rows mixed up", outputs.moved(2)),

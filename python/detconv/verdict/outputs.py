@@ -9,8 +9,8 @@ import numpy as np
 
 from detconv.verdict import regions
 from detconv.verdict.case import Case, Expected, Guess, kernel_of
-from detconv.verdict.parts import permutation
 from detconv.verdict.problem import Array
+from detconv.verdict.wires import permutation
 
 # ---- Bias ----
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from detconv.verdict.case import Case, Guess, kernel_of, pads_of, pair
 from detconv.verdict.problem import Array, Problem
-from detconv.verdict.regions import listed
 
 # A fit with more unknowns would take seconds, one with more terms too much memory (16 MB).
 _MOST_UNKNOWNS = 512
@@ -201,93 +200,3 @@ def weighed(case: Case) -> Iterator[Guess]:
 
 def listed_numbers(values: Array) -> str:
     return ", ".join(f"{v:.4g}" for v in values[:6]) + (", ..." if len(values) > 6 else "")
-
-
-# ---- Which channels meet ----
-
-
-def rewired(case: Case) -> Iterator[Guess]:
-    """Other input channels than the right ones meet the kernels: solve for the kernels of all channels, and compare."""
-    problem = case.problem
-    channels = problem.input.shape[1] if problem.name == "conv2d" else 0
-    if channels < 2:
-        return
-    for order in (_wires(case), *_usual(channels, int(problem.groups))):
-        if order is not None and (order != np.arange(channels)).any():
-            says = f"the input channels are {permutation(order)}"
-            if int(problem.groups) > 1 and _keeps_groups(order, int(problem.groups)):
-                says = f"the groups meet each other's input channels: {permutation(order)}"
-            yield Guess(says, problem.having(input=np.ascontiguousarray(problem.input[:, order])))
-
-
-def _usual(channels: int, groups: int) -> Iterator[Array]:
-    order = np.arange(channels)
-    yield order[::-1]
-    yield np.roll(order, 1)
-    yield np.roll(order, -1)
-    if groups > 1:
-        by_group = order.reshape(groups, -1)
-        yield by_group.T.ravel()  # a channel shuffle, and back
-        yield order.reshape(-1, groups).T.ravel()
-        yield by_group[::-1].ravel()
-        yield np.roll(by_group, 1, axis=0).ravel()
-        yield np.roll(by_group, -1, axis=0).ravel()
-        yield np.tile(by_group[0], groups)
-        yield by_group[:, ::-1].ravel()
-
-
-def _wires(case: Case) -> Array | None:
-    """For each channel of the sums, the input channel that it seems to come from."""
-    p, candidate = case.problem, case.candidate
-    if case.expected is None or not np.isfinite(candidate).all() or not p.finite:
-        return None
-    (kh, kw), (sh, sw), (dh, dw) = kernel_of(p), pair(p.stride), pair(p.dilation)
-    image = np.pad(p.input, ((0, 0), (0, 0), *pads_of(p)))
-    per_position = image.shape[1] * kh * kw
-    n, rows, columns = len(candidate), *candidate.shape[-2:]
-    most = max(16, min(3000, 2 * _MOST_TERMS // per_position))
-    flat = np.random.default_rng(0).permutation(n * rows * columns)[:most]
-    s, y, x = (index[:, None, None, None] for index in np.unravel_index(flat, (n, rows, columns)))
-    c, i, j = np.ogrid[: image.shape[1], :kh, :kw]
-    patches = image[s, c, y * sh + i * dh, x * sw + j * dw].reshape(len(flat), -1).astype(np.float64)
-    outputs = candidate.transpose(0, 2, 3, 1).reshape(-1, candidate.shape[1])[flat].astype(np.float64)
-    patches -= patches.mean(axis=0)
-    outputs -= outputs.mean(axis=0)
-    if len(flat) > 1.2 * per_position + 4 and per_position <= _MOST_UNKNOWNS:
-        kernels = np.linalg.lstsq(patches, outputs, rcond=1e-9)[0]
-    else:
-        kernels = patches.T @ outputs / np.maximum(np.sum(patches * patches, axis=0), 1e-300)[:, None]
-    kernels = kernels.reshape(image.shape[1], kh * kw, -1)
-    per_group, order = len(p.weight) // int(p.groups), []
-    for group in range(int(p.groups)):
-        mine = slice(group * per_group, (group + 1) * per_group)
-        own = p.weight[mine].reshape(per_group, p.weight.shape[1], -1).astype(np.float64)
-        near = np.einsum("kto,oct->kc", kernels[:, :, mine], own, optimize=True)
-        # The nearest kernels: the square of their distance, without what is the same for all k.
-        order.append(np.argmin(np.sum(kernels[:, :, mine] ** 2, axis=(1, 2))[:, None] - 2 * near, axis=0))
-    return np.concatenate(order)
-
-
-def _keeps_groups(order: Array, groups: int) -> bool:
-    """Whether each group has all channels of one group, in their order."""
-    blocks = order.reshape(groups, -1)
-    return bool((np.diff(blocks, axis=1) == 1).all() and (blocks[:, 0] % blocks.shape[1] == 0).all())
-
-
-def permutation(order: Array) -> str:
-    """What a selection of channels or others is: reversed, rolled, exchanged, all the same."""
-    size, place = len(order), np.arange(len(order))
-    moved = np.flatnonzero(order != place)
-    if (order == place[::-1]).all():
-        return "reversed" + (" (RGB read as BGR)" if size == 3 else "")
-    if len(moved) == 2 and order[moved[0]] == moved[1] and order[moved[1]] == moved[0]:
-        return f"exchanged: {moved[0]} and {moved[1]}"
-    if len(set(order.tolist())) == 1:
-        return f"all number {order[0]}"
-    shift = int(order[0])
-    if (order == (place + shift) % size).all():
-        by = shift if shift <= size // 2 else shift - size
-        return f"rolled by {-by}"
-    where = f"{listed(moved, size)} {'is' if len(moved) == 1 else 'are'} taken from "
-    taken = where + ", ".join(map(str, order[moved][:8])) + (", ..." if len(moved) > 8 else "")
-    return ("permuted: " if len(set(order.tolist())) == size else "mixed up: ") + taken
