@@ -614,24 +614,215 @@ def shortened(values: Array, dropped: int, truncated: bool = False) -> Array:
     return ((np.trunc if truncated else np.rint)(values / scale) * scale).astype(np.float32)
 
 
+# ---- Gradients ----
+
+
+@dataclass(frozen=True)
+class Backward:
+    """A gradient of a layer, by its input or by its weight."""
+
+    name: str
+    layer: Layer
+    grad_output: Array
+
+    def run(self, summation: str = "naive order=kh,kw,c samples=sequence", **changes: Any) -> Array:
+        """The gradient, with other arguments where they are given."""
+        grad = changes.pop("grad_output", self.grad_output)
+        a = replace(self.layer, **changes)
+        if self.name == "conv2d_input":
+            size = self.layer.input.shape
+            return detconv.conv2d_input(size, a.weight, grad, *a.arguments[3:], summation=summation)
+        return detconv.conv2d_weight(a.input, self.layer.weight.shape, grad, *a.arguments[3:], summation=summation)
+
+    def __repr__(self) -> str:
+        return f"{self.name} of {self.layer}"
+
+    def judge(self, candidate: Array) -> detconv.Verdict:
+        a = self.layer
+        if self.name == "conv2d_input":
+            return detconv.judge_input_gradient(candidate, a.input.shape, a.weight, self.grad_output, *a.arguments[3:])
+        return detconv.judge_weight_gradient(candidate, a.input, a.weight.shape, self.grad_output, *a.arguments[3:])
+
+
+def backward(rng: np.random.Generator, name: str) -> Backward:
+    a = layer(rng)
+    grad = rng.standard_normal(a.run().shape).astype(a.input.dtype)
+    return Backward(name, a, grad)
+
+
+BACKWARD_KINDS: list[tuple[str, Kind]] = []  # each with the pass that has it
+
+
+def backward_kind(where: str, name: str, *answers: str) -> Callable[[Any], Any]:
+    def added(make: Any) -> Any:
+        for one in ("conv2d_input", "conv2d_weight") if where == "both" else (where,):
+            BACKWARD_KINDS.append((one, Kind(f"{one}: {name}", answers, make)))
+        return make
+
+    return added
+
+
+def channel(array: Array, at: int) -> Array:
+    made = array.copy()
+    made[:, at] = 0
+    return made
+
+
+@backward_kind("conv2d_input", "kernel flipped", "kernel flipped")
+def _(rng: Any, b: Backward) -> Array | None:
+    return b.run(weight=contiguous(b.layer.weight[..., ::-1, ::-1])) if min(b.layer.weight.shape[2:]) > 1 else None
+
+
+@backward_kind("conv2d_weight", "kernel flipped", "kernel flipped")
+def _(rng: Any, b: Backward) -> Array | None:
+    return contiguous(b.run()[..., ::-1, ::-1]) if min(b.layer.weight.shape[2:]) > 1 else None
+
+
+@backward_kind("conv2d_input", "kernel transposed", "kernel transposed")
+def _(rng: Any, b: Backward) -> Array | None:
+    h, w = b.layer.weight.shape[2:]
+    return b.run(weight=contiguous(b.layer.weight.swapaxes(2, 3))) if h == w > 1 else None
+
+
+@backward_kind("conv2d_weight", "kernel transposed", "kernel transposed")
+def _(rng: Any, b: Backward) -> Array | None:
+    h, w = b.layer.weight.shape[2:]
+    return contiguous(b.run().swapaxes(2, 3)) if h == w > 1 else None
+
+
+@backward_kind("conv2d_input", "a tap dropped", "terms missing")
+def _(rng: Any, b: Backward) -> Array | None:
+    h, w = b.layer.weight.shape[2:]
+    weight = b.layer.weight.copy()
+    weight[:, :, one_of(rng, h), one_of(rng, w)] = 0
+    return b.run(weight=weight) if h * w > 2 else None
+
+
+@backward_kind("conv2d_input", "an output channel dropped", "terms missing")
+def _(rng: Any, b: Backward) -> Array | None:
+    size = b.grad_output.shape[1]
+    if b.layer.groups > 1 or size < 3:
+        return None
+    return b.run(grad_output=channel(b.grad_output, one_of(rng, size)))
+
+
+@backward_kind("conv2d_weight", "a sample dropped", "terms missing")
+def _(rng: Any, b: Backward) -> Array | None:
+    grad = b.grad_output.copy()
+    grad[-1] = 0
+    return b.run(grad_output=grad) if len(grad) > 2 else None
+
+
+@backward_kind("conv2d_weight", "last row dropped", "terms missing")
+def _(rng: Any, b: Backward) -> Array | None:
+    grad = b.grad_output.copy()
+    grad[:, :, -1] = 0
+    return b.run(grad_output=grad) if grad.shape[2] > 2 else None
+
+
+@backward_kind("conv2d_weight", "mean of the samples", "scaled")
+def _(rng: Any, b: Backward) -> Array | None:
+    return b.run() / np.float32(len(b.grad_output))
+
+
+@backward_kind("both", "accumulated twice", "scaled")
+def _(rng: Any, b: Backward) -> Array | None:
+    return 2 * b.run()
+
+
+@backward_kind("both", "sign", "sign")
+def _(rng: Any, b: Backward) -> Array | None:
+    return -b.run()
+
+
+@backward_kind("both", "zeros", "not computed")
+def _(rng: Any, b: Backward) -> Array | None:
+    return np.zeros_like(b.run())
+
+
+@backward_kind("both", "channels permuted", "output channels mixed up")
+def _(rng: Any, b: Backward) -> Array | None:
+    made = b.run()
+    return made[:, rng.permutation(made.shape[1])] if made.shape[1] > 2 else None
+
+
+@backward_kind("conv2d_input", "samples reversed", "samples mixed up")
+def _(rng: Any, b: Backward) -> Array | None:
+    return b.run()[::-1].copy()
+
+
+@backward_kind("conv2d_input", "shifted", "output shifted", "padding on the wrong side")
+def _(rng: Any, b: Backward) -> Array | None:
+    made = b.run()
+    return np.roll(made, 1, 2) if min(made.shape[2:]) > 3 else None
+
+
+@backward_kind("conv2d_weight", "input's padding on the wrong side", "padding on the wrong side")
+def _(rng: Any, b: Backward) -> Array | None:
+    (p, q), x = b.layer.padding, b.layer.input
+    return b.run(input=np.pad(x, ((0, 0), (0, 0), (p + 1, p - 1), (q, q))), padding=(0, 0)) if p > 0 else None
+
+
+@backward_kind("both", "operands rounded to TF32", "TF32 inputs", "TF32 or float16 inputs")
+def _(rng: Any, b: Backward) -> Array | None:
+    a = b.layer
+    return b.run(
+        input=shortened(a.input, 13), weight=shortened(a.weight, 13), grad_output=shortened(b.grad_output, 13)
+    ) if b.run().size > 64 else None
+
+
+@backward_kind("both", "operands rounded to bfloat16", "bfloat16 inputs")
+def _(rng: Any, b: Backward) -> Array | None:
+    a = b.layer
+    return b.run(
+        input=shortened(a.input, 16), weight=shortened(a.weight, 16), grad_output=shortened(b.grad_output, 16)
+    ) if b.run().size > 64 else None
+
+
 # ---- The grid ----
 
 
-def drawn(of: Kind, count: int, seed: int = 0) -> Iterator[tuple[Layer, Array]]:
+class Seeded(NamedTuple):
+    """A wrong output, and how to judge and diagnose it."""
+
+    of: Layer | Backward
+    wrong: Array
+
+    def is_mistake(self) -> bool:
+        """Whether it is proven one. An output of another shape is refused with an error, which is as good."""
+        if isinstance(self.of, Backward):
+            return self.of.judge(self.wrong).status == "mistake"
+        if self.wrong.shape != self.of.run().shape:
+            return True
+        return detconv.judge(self.wrong, *self.of.arguments).status == "mistake"
+
+    def diagnosis(self) -> detconv.Diagnosis:
+        if isinstance(self.of, Backward):
+            return self.of.judge(self.wrong).diagnosis
+        return detconv.diagnose(self.wrong, *self.of.arguments)
+
+
+def every_kind() -> Iterator[tuple[str, Kind]]:
+    """All kinds, with the pass of each."""
+    yield from (("conv2d", of) for of in KINDS)
+    yield from BACKWARD_KINDS
+
+
+def drawn(where: str, of: Kind, count: int, seed: int = 0) -> Iterator[Seeded]:
     """Layers on which the mistake of a kind matters, and their wrong outputs."""
     rng = np.random.default_rng([seed, *of.name.encode()])
     made = 0
     for _ in range(200_000):
         if made == count:
             return
-        a = layer(rng)
         try:
-            wrong = of.make(rng, a)
+            a = layer(rng) if where == "conv2d" else backward(rng, where)
+            wrong = of.make(rng, a)  # type: ignore[arg-type]
         except ValueError:  # a geometry that this layer cannot have
             continue
-        if wrong is not None and wrong.size > 1 and matters(a.run("pairwise"), wrong):
+        if wrong is not None and wrong.size > 1 and matters(a.run(), wrong):
             made += 1
-            yield a, wrong
+            yield Seeded(a, wrong)
     raise AssertionError(f"too few layers can have the mistake {of.name!r}")
 
 
@@ -642,43 +833,36 @@ def matters(right: Array, wrong: Array) -> bool:
         return not bool((np.abs(right - wrong) <= 1e-3 * np.sqrt(np.mean(right**2))).all())
 
 
-def judged_mistake(a: Layer, wrong: Array) -> bool:
-    """An output of another shape is refused with an error, which is as good."""
-    return wrong.shape != a.run("pairwise").shape or detconv.judge(wrong, *a.arguments).status == "mistake"
-
-
 def equivalent(diagnosis: detconv.Diagnosis, of: Kind) -> bool:
     """Whether a right hypothesis is the first, or explains as much as the first: both give this output."""
     return any(h.name in of.answers and h.explains == diagnosis.hypotheses[0].explains for h in diagnosis.hypotheses)
 
 
 def main(count: int, only: str = "") -> None:
-    total = right = equal = slow = 0.0
-    for of in KINDS:
-        if only and only not in of.name:
+    total = right = equal = kinds = 0
+    slowest = 0.0
+    for where, of in every_kind():
+        if only not in of.name:
             continue
-        found, same, proven, others = 0, 0, 0, []
-        for a, wrong in drawn(of, count):
-            proven += judged_mistake(a, wrong)
+        found, same, proven, others = 0, 0, 0, set()
+        for seeded in drawn(where, of, count):
+            proven += seeded.is_mistake()
             start = time.perf_counter()
-            diagnosis = detconv.diagnose(wrong, *a.arguments)
-            slow = max(slow, time.perf_counter() - start)
-            name = diagnosis.first.name if diagnosis.first else "none"
+            diagnosis = seeded.diagnosis()
+            slowest = max(slowest, time.perf_counter() - start)
             same += equivalent(diagnosis, of)
-            if name in of.answers:
-                found += 1
-                if only:
-                    print(diagnosis, "\n")
-            else:
-                others.append(f"{name} {a} {wrong.shape}" if only else name)
-                if only:
-                    print("MISSED", a, wrong.shape, diagnosis, "\n")
-        total, right, equal = total + count, right + found, equal + same
-        told = ", ".join(sorted(set(others)))
+            name = diagnosis.first.name if diagnosis.first else "none"
+            found += name in of.answers
+            if name not in of.answers:
+                others.add(name)
+            if only:
+                print(f"{'' if name in of.answers else 'MISSED '}{seeded.of} {seeded.wrong.shape}: {diagnosis}\n")
+        kinds, total, right, equal = kinds + 1, total + count, right + found, equal + same
+        told = ", ".join(sorted(others))
         print(f"{of.name:45} mistake {proven}/{count}  first {found}/{count}  or equal {same}/{count}  {told}", flush=True)
     print(
-        f"{len(KINDS)} kinds: {right:.0f} of {total:.0f} ({100 * right / total:.2f}%), with hypotheses that give the same "
-        f"output {equal:.0f} ({100 * equal / total:.2f}%); slowest {slow:.2f} s"
+        f"{kinds} kinds: {right} of {total} ({100 * right / total:.2f}%), with hypotheses that give the same output "
+        f"{equal} ({100 * equal / total:.2f}%); slowest {slowest:.2f} s"
     )
 
 

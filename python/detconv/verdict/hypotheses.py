@@ -25,6 +25,8 @@ class Row(NamedTuple):
 
 
 ROWS = (
+    Row("not computed", outputs.not_written),
+    Row("activation", outputs.activated),
     Row("kernel flipped", geometry.flipped),
     Row("kernel flipped in one axis", geometry.flipped_in_one),
     Row("kernel transposed", geometry.transposed),
@@ -50,8 +52,6 @@ ROWS = (
     Row("weight read in another layout", outputs.weight_layout),
     Row("input read in another layout", outputs.input_layout),
     Row("output in another layout", outputs.output_layout),
-    Row("activation", outputs.activated),
-    Row("not computed", outputs.not_written),
     Row("input channels mixed up", wires.rewired),
     Row("output channels mixed up", outputs.moved(1)),
     Row("samples mixed up", outputs.moved(0)),
