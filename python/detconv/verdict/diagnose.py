@@ -180,7 +180,7 @@ def _tested(case: Case, row: Row, guess: Guess) -> Hypothesis | None:
         return None
     fits = expected.fits(case.candidate)
     status = "identical" if np.array_equal(case.candidate[fits], expected.values[fits], equal_nan=True) else "rounding"
-    if row.always and fits.all():
+    if row.proves and fits.all():
         return Hypothesis(row.name, guess.says, 1.0, status)
     where = regions.place(case.unfit, case.problem.name)
     if guess.leaves:

@@ -16,11 +16,13 @@ from detconv.verdict.case import Case, Guess
 class Row(NamedTuple):
     """A kind of mistake.
 
-    always: tried even where the candidate is within roundings of the right sums; the row has its own evidence.
+    proves: its function has weighed the evidence that the candidate has for a guess; what remains is that it fits.
+    always: tried even where the candidate is within roundings of the right sums.
     """
 
     name: str
     guesses: Callable[[Case], Iterator[Guess]]
+    proves: bool = False
     always: bool = False
 
 
@@ -61,16 +63,16 @@ ROWS = (
     Row("terms missing", parts.dropped),
     Row("terms twice", parts.doubled),
     Row("terms subtracted", parts.negated),
-    Row("TF32 inputs", precision.rounded_inputs("TF32"), always=True),
-    Row("float16 inputs", precision.rounded_inputs("float16"), always=True),
-    Row("TF32 or float16 inputs", precision.rounded_inputs("TF32", "float16"), always=True),
-    Row("bfloat16 inputs", precision.rounded_inputs("bfloat16"), always=True),
-    Row("float32 inputs", precision.rounded_inputs("float32"), always=True),
+    Row("TF32 inputs", precision.rounded_inputs("TF32"), proves=True, always=True),
+    Row("float16 inputs", precision.rounded_inputs("float16"), proves=True, always=True),
+    Row("TF32 or float16 inputs", precision.rounded_inputs("TF32", "float16"), proves=True, always=True),
+    Row("bfloat16 inputs", precision.rounded_inputs("bfloat16"), proves=True, always=True),
+    Row("float32 inputs", precision.rounded_inputs("float32"), proves=True, always=True),
     Row("scaled", outputs.scaled),
-    Row("output rounded", precision.rounded_output),
-    Row("narrow sums", precision.narrow_sums),
+    Row("output rounded", precision.rounded_output, proves=True),
+    Row("narrow sums", precision.narrow_sums, proves=True),
     Row("constant added", outputs.constant_added),
     Row("terms weighed otherwise", parts.weighed),
-    Row("transform", precision.transform),
+    Row("transform", precision.transform, proves=True),
     Row("left over", outputs.left_over),
 )

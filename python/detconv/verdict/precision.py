@@ -65,7 +65,7 @@ def rounded_inputs(*names: str) -> Callable[[Case], Iterator[Guess]]:
             also = "" if stored == case.stored else f", and the output is stored in {stored}"
             formats = " or ".join(name for name, *_ in best)
             _, operands, problem = best[0]
-            yield Guess(f"{operands} rounded to {formats} before they are multiplied{also}", problem, stored=stored)
+            yield Guess(f"{operands} rounded to {formats} before multiplication{also}", problem, stored=stored)
 
     return guesses
 
@@ -136,24 +136,24 @@ def rounded_output(case: Case) -> Iterator[Guess]:
 
 
 def narrow_sums(case: Case) -> Iterator[Guess]:
-    """An accumulator of fewer digits: all of its values, so the output too, but for a bias added later, have them."""
+    """An accumulator of fewer digits: all its values have no more, and so has the output, but for a bias added later."""
     if case.expected is None:
         return
     if case.dtype == "float64":
         yield Guess("the sums are added in float32, not in float64", case.problem, dtype="float32")
+    values = case.candidate.astype(np.float64)
     bias = case.problem.bias if case.problem.name == "conv2d" else None
-    sums = case.candidate if bias is None else case.candidate - bias[:, None, None]
-    for name in ("float16", "bfloat16"):
-        if case.stored == name or FORMATS[case.dtype].digits <= FORMATS[name].digits:
-            continue
-        for values in (case.candidate, sums):
-            finite = values[np.isfinite(values)]
-            away = np.abs(_ROUNDINGS[name](finite) - finite)
-            if finite.size and (away <= 2.0**-23 * np.abs(case.candidate).max()).all():
-                yield Guess(f"the sums are added in {name}", case.problem, dtype=name)
-                break
-    if case.stored in ("float16", "bfloat16") and case.dtype != case.stored:
-        yield Guess(f"the sums are added in {case.stored}, not in {case.dtype}", case.problem, dtype=case.stored)
+    before = values if bias is None else values - bias[:, None, None]
+    for name in ("bfloat16", "float16"):
+        if FORMATS[case.dtype].digits > FORMATS[name].digits and case.candidate.size >= 8:
+            if _has_digits(values, name, 0) or _has_digits(before, name, 2.0**-23 * np.abs(values).max()):
+                yield Guess(f"the sums are added in {name}, not in {case.dtype}", case.problem, dtype=name)
+
+
+def _has_digits(values: Array, name: str, tolerance: float) -> bool:
+    """Whether numbers of a format are as near."""
+    short = _ROUNDINGS[name](values.astype(np.float32))
+    return bool(np.isfinite(values).all() and (np.abs(short - values) <= tolerance).all())
 
 
 def transform(case: Case) -> Iterator[Guess]:
@@ -172,9 +172,8 @@ def transform(case: Case) -> Iterator[Guess]:
         return Expected(e.values, np.broadcast_to(4 * e.bound.max(), e.bound.shape))
 
     yield Guess(
-        "no mistake in what is summed, but errors larger than its roundings cause, as of a transform (Winograd, FFT) or "
-        "of sums in slightly fewer digits",
+        "the right sums with errors like noise, larger than those of roundings on the way: as of a transform (Winograd, "
+        "FFT), or of numbers with slightly fewer digits",
         case.problem,
         then,
-        1,
     )
