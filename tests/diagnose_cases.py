@@ -98,10 +98,10 @@ def contiguous(array: Array) -> Array:
 
 def padded(a: Layer, pads: Any, mode: str = "constant", **more: Any) -> Array | None:
     """The output with this padding, negative where the image is cut."""
-    (t, b), (l, r) = pads
-    x = a.input[..., max(-t, 0) :, max(-l, 0) :]
-    x = x[..., : x.shape[-2] - max(-b, 0), : x.shape[-1] - max(-r, 0)]
-    widths = ((0, 0), (0, 0), (max(t, 0), max(b, 0)), (max(l, 0), max(r, 0)))
+    (top, bottom), (left, right) = pads
+    x = a.input[..., max(-top, 0) :, max(-left, 0) :]
+    x = x[..., : x.shape[-2] - max(-bottom, 0), : x.shape[-1] - max(-right, 0)]
+    widths = ((0, 0), (0, 0), (max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)))
     return a.run(input=np.pad(x, widths, mode, **more), padding=(0, 0))  # type: ignore[call-overload]
 
 
@@ -766,17 +766,21 @@ def _(rng: Any, b: Backward) -> Array | None:
 @backward_kind("both", "operands rounded to TF32", "TF32 inputs", "TF32 or float16 inputs")
 def _(rng: Any, b: Backward) -> Array | None:
     a = b.layer
-    return b.run(
-        input=shortened(a.input, 13), weight=shortened(a.weight, 13), grad_output=shortened(b.grad_output, 13)
-    ) if b.run().size > 64 else None
+    return (
+        b.run(input=shortened(a.input, 13), weight=shortened(a.weight, 13), grad_output=shortened(b.grad_output, 13))
+        if b.run().size > 64
+        else None
+    )
 
 
 @backward_kind("both", "operands rounded to bfloat16", "bfloat16 inputs")
 def _(rng: Any, b: Backward) -> Array | None:
     a = b.layer
-    return b.run(
-        input=shortened(a.input, 16), weight=shortened(a.weight, 16), grad_output=shortened(b.grad_output, 16)
-    ) if b.run().size > 64 else None
+    return (
+        b.run(input=shortened(a.input, 16), weight=shortened(a.weight, 16), grad_output=shortened(b.grad_output, 16))
+        if b.run().size > 64
+        else None
+    )
 
 
 # ---- The grid ----
@@ -859,7 +863,9 @@ def main(count: int, only: str = "") -> None:
                 print(f"{'' if name in of.answers else 'MISSED '}{seeded.of} {seeded.wrong.shape}: {diagnosis}\n")
         kinds, total, right, equal = kinds + 1, total + count, right + found, equal + same
         told = ", ".join(sorted(others))
-        print(f"{of.name:45} mistake {proven}/{count}  first {found}/{count}  or equal {same}/{count}  {told}", flush=True)
+        print(
+            f"{of.name:45} mistake {proven}/{count}  first {found}/{count}  or equal {same}/{count}  {told}", flush=True
+        )
     print(
         f"{kinds} kinds: {right} of {total} ({100 * right / total:.2f}%), with hypotheses that give the same output "
         f"{equal} ({100 * equal / total:.2f}%); slowest {slowest:.2f} s"

@@ -28,18 +28,17 @@ class Expected(NamedTuple):
         magnitude = problem.magnitude()
         hard, likely, tiny, _ = limits(problem, dtype, confidence, values.size)
         format = FORMATS[stored]
-        with np.errstate(invalid="ignore", over="ignore"):
-            bound = (hard + likely if rough else likely) * magnitude.astype(np.float64) + tiny
-            rounded = bounds.half_ulp(values, format)
-            if format.digits < FORMATS[dtype].digits:
-                rounded = rounded + bounds.half_ulp(np.abs(values) + bound, format)
+        bound = (hard + likely if rough else likely) * magnitude.astype(np.float64) + tiny
+        rounded = bounds.half_ulp(values, format)
+        if format.digits < FORMATS[dtype].digits:
+            rounded = rounded + bounds.half_ulp(np.abs(values) + bound, format)
         return Expected(values, bound + rounded)
 
     def fits(self, candidate: Array) -> Array:
         """At which elements a candidate is what is expected, up to rounding."""
-        with np.errstate(invalid="ignore"):
-            near = np.abs(candidate.astype(np.float64) - self.values) <= self.bound
-        return near | (candidate == self.values) | (np.isnan(candidate) & np.isnan(self.values))
+        near: Array = np.abs(candidate.astype(np.float64) - self.values) <= self.bound
+        fits: Array = near | (candidate == self.values) | (np.isnan(candidate) & np.isnan(self.values))
+        return fits
 
     def mapped(self, function: Callable[[Array], Array]) -> Expected:
         """The same with a function that moves or chooses elements."""
@@ -102,8 +101,7 @@ class Case:
     def residual(self) -> Array:
         """candidate - expected in float64; 0 where it fits, and where one of them is not finite."""
         assert self.expected is not None
-        with np.errstate(invalid="ignore"):
-            residual = self.candidate.astype(np.float64) - self.expected.values
+        residual = self.candidate.astype(np.float64) - self.expected.values
         return np.where(np.isfinite(residual), residual, 0.0)
 
     @cached_property
@@ -135,12 +133,11 @@ def _largest(counts: Array, most: int) -> Array:
     return np.sort(np.argsort(-counts, kind="stable")[:most])
 
 
-def pair(value: object) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
     """An argument of geometry, for both axes."""
     if isinstance(value, int | np.integer):
         return int(value), int(value)
-    first, second = value  # type: ignore[misc]
-    return int(first), int(second)
+    return int(value[0]), int(value[1])
 
 
 def kernel_of(problem: Problem) -> tuple[int, int]:

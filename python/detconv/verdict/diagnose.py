@@ -137,6 +137,7 @@ def _case(values: Array, problem: Problem, stored: str, dtype: str, confidence: 
     return Case(problem.having(**changes), values, stored, dtype, confidence)
 
 
+@np.errstate(all="ignore")  # infinities and NaN are numbers like others here
 def _diagnosed(case: Case) -> Diagnosis:
     wrong = bool(case.unfit.any())
     found = []
@@ -184,8 +185,8 @@ def _tested(case: Case, row: Row, guess: Guess) -> Hypothesis | None:
         return Hypothesis(row.name, guess.says, 1.0, status)
     where = regions.place(case.unfit, case.problem.name)
     if guess.leaves:
-        explains = 1 - np.count_nonzero(case.unfit) / case.unfit.size
-        return Hypothesis(row.name, f"{guess.says}: {where}", explains, status)
+        explains = 1.0 - int(np.count_nonzero(case.unfit)) / case.unfit.size
+        return Hypothesis(row.name, guess.says, explains, status)
     inside = fits[case.box]
     says, explains = guess.says, 1.0
     if not inside.all():
@@ -194,7 +195,7 @@ def _tested(case: Case, row: Row, guess: Guess) -> Hypothesis | None:
         around = np.prod([index.size for index in regions.spans(rest)])
         if around > _LARGEST_EXCEPTION * inside.size:
             return None
-        explains = 1 - np.count_nonzero(rest) / fits.size
+        explains = 1.0 - int(np.count_nonzero(rest)) / fits.size
         says += f"; but not {regions.place(rest, case.problem.name)}"
     if case.expected is not None and _bits(case, expected, fits) < _LEAST_BITS + _BITS_PER_PARAMETER * guess.parameters:
         return None
@@ -235,9 +236,8 @@ def _bits(case: Case, expected: Expected, fits: Array) -> float:
     inside = fits[case.box]
     squares = []
     for one in (before, after):
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            distance = np.abs(case.candidate.astype(np.float64) - one.values)[case.box][inside]
-            ratio = distance / np.maximum(after.bound[case.box][inside], 1e-300)
+        distance = np.abs(case.candidate.astype(np.float64) - one.values)[case.box][inside]
+        ratio = distance / np.maximum(after.bound[case.box][inside], 1e-300)
         ratio = np.where(np.isnan(ratio), 1e4 if one is before else 0.0, ratio)
         squares.append(np.mean(np.clip(ratio, 1e-2, 1e4) ** 2) if ratio.size else 1.0)
     return float(inside.sum() / 2 * np.log2(squares[0] / squares[1]))
@@ -256,9 +256,8 @@ def _otherwise(case: Case) -> str:
     dense = "all elements there" if count == within else f"{count} of the {within} elements there"
     text = f"{tried} {count} of {size} elements are wrong: {where}, {dense}."
     values = case.expected.values[case.unfit].astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        typical = float(np.sqrt(np.mean(case.residual[case.unfit] ** 2)))
-        scale = float(np.sqrt(np.mean(values[np.isfinite(values)] ** 2))) if values.size else 0.0
+    typical = float(np.sqrt(np.mean(case.residual[case.unfit] ** 2)))
+    scale = float(np.sqrt(np.mean(values[np.isfinite(values)] ** 2))) if values.size else 0.0
     if scale > 0:
         text += (
             f" They are off by {typical:.3g} on average (root mean square), {100 * typical / scale:.3g}% of their size."

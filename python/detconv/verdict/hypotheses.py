@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from detconv.verdict import geometry, outputs, parts, precision, wires
+from detconv.verdict import geometry, parts, places, precision, values, wires
 from detconv.verdict.case import Case, Guess
 
 
@@ -27,8 +27,8 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("not computed", outputs.not_written),
-    Row("activation", outputs.activated),
+    Row("activation", values.activated),
+    Row("not computed", places.not_written),
     Row("kernel flipped", geometry.flipped),
     Row("kernel flipped in one axis", geometry.flipped_in_one),
     Row("kernel transposed", geometry.transposed),
@@ -38,28 +38,28 @@ ROWS = (
     Row("dilation ignored", geometry.dilation_ignored),
     Row("wrong stride", geometry.stride_off),
     Row("wrong dilation", geometry.dilation_off),
-    Row("output shifted", outputs.shifted),
+    Row("output shifted", places.shifted),
     Row("padding on the wrong side", geometry.window_off),
     Row("wrong padding", geometry.padding_off),
     Row("padding of another mode", geometry.padding_mode),
     Row("padding of a value", geometry.padding_value),
     Row("transposed convolution", geometry.transposed_convolution),
-    Row("bias missing", outputs.bias_missing),
-    Row("bias doubled", outputs.bias_doubled),
-    Row("bias subtracted", outputs.bias_subtracted),
-    Row("bias of other channels", outputs.bias_of_others),
-    Row("bias along another axis", outputs.bias_elsewhere),
-    Row("sign", outputs.negated),
-    Row("output turned", outputs.turned),
-    Row("weight read in another layout", outputs.weight_layout),
-    Row("input read in another layout", outputs.input_layout),
-    Row("output in another layout", outputs.output_layout),
+    Row("bias missing", values.bias_missing),
+    Row("bias doubled", values.bias_doubled),
+    Row("bias subtracted", values.bias_subtracted),
+    Row("bias of other channels", values.bias_of_others),
+    Row("bias along another axis", values.bias_elsewhere),
+    Row("sign", values.negated),
+    Row("output turned", places.turned),
+    Row("weight read in another layout", places.weight_layout),
+    Row("input read in another layout", places.input_layout),
+    Row("output in another layout", places.output_layout),
     Row("input channels mixed up", wires.rewired),
-    Row("output channels mixed up", outputs.moved(1)),
-    Row("samples mixed up", outputs.moved(0)),
-    Row("rows mixed up", outputs.moved(2)),
-    Row("columns mixed up", outputs.moved(3)),
-    Row("input added", outputs.input_added),
+    Row("output channels mixed up", places.moved(1)),
+    Row("samples mixed up", places.moved(0)),
+    Row("rows mixed up", places.moved(2)),
+    Row("columns mixed up", places.moved(3)),
+    Row("input added", values.input_added),
     Row("terms missing", parts.dropped),
     Row("terms twice", parts.doubled),
     Row("terms subtracted", parts.negated),
@@ -68,11 +68,11 @@ ROWS = (
     Row("TF32 or float16 inputs", precision.rounded_inputs("TF32", "float16"), proves=True, always=True),
     Row("bfloat16 inputs", precision.rounded_inputs("bfloat16"), proves=True, always=True),
     Row("float32 inputs", precision.rounded_inputs("float32"), proves=True, always=True),
-    Row("scaled", outputs.scaled),
+    Row("scaled", values.scaled),
     Row("output rounded", precision.rounded_output, proves=True),
     Row("narrow sums", precision.narrow_sums, proves=True),
-    Row("constant added", outputs.constant_added),
+    Row("constant added", values.constant_added),
     Row("terms weighed otherwise", parts.weighed),
     Row("transform", precision.transform, proves=True),
-    Row("left over", outputs.left_over),
+    Row("left over", places.left_over),
 )

@@ -37,19 +37,19 @@ def terms(problem: Problem, elements: tuple[Array, ...]) -> Array:
         inside = (down % sh == 0) & (across % sw == 0) & (row >= 0) & (column >= 0)
         inside &= (row < grad.shape[-2]) & (column < grad.shape[-1])
         taken = grad[first, o, np.where(inside, row, 0), np.where(inside, column, 0)]
-        return weight[o, second % channels, i, j].astype(np.float64) * np.where(inside, taken, 0)
+        return np.asarray(weight[o, second % channels, i, j].astype(np.float64) * np.where(inside, taken, 0))
     image = np.pad(problem.input, ((0, 0), (0, 0), (top, bottom), (left, right)))
     if problem.name == "conv2d":
         weight = problem.weight
         c, i, j = np.ogrid[: weight.shape[1], :kh, :kw]
         group = second // (len(weight) // groups)
         x = image[first, group * weight.shape[1] + c, third * sh + i * dh, fourth * sw + j * dw]
-        return weight[second, c, i, j].astype(np.float64) * x
+        return np.asarray(weight[second, c, i, j].astype(np.float64) * x)
     grad = problem.grad_output
     n, p, q = np.ogrid[: len(grad), : grad.shape[-2], : grad.shape[-1]]
     group = first // (grad.shape[1] // groups)
     x = image[n, group * int(problem.weight_size[1]) + second, p * sh + third * dh, q * sw + fourth * dw]
-    return grad[n, first, p, q].astype(np.float64) * x
+    return np.asarray(grad[n, first, p, q].astype(np.float64) * x)
 
 
 def elements_of(case: Case, most: int) -> tuple[Array, ...]:

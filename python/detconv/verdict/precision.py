@@ -14,6 +14,8 @@ from detconv.verdict.problem import Array, Problem
 # evidence, n/2 * log2 of the factor. Rounding inputs that were not rounded raises it, in outputs of any order.
 _LEAST_GAIN = 2.0
 _LEAST_EVIDENCE = 24.0
+# The errors of an accumulator of few digits are this share of the output's own spread at most.
+_LARGEST_NOISE = 0.25
 # Two roundings whose mean square distances are nearer than this cannot be told apart.
 _TIE = 1.05
 
@@ -29,8 +31,7 @@ def shortened(values: Array, dropped: int, truncated: bool = False) -> Array:
 
 
 def _float16(values: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16).astype(values.dtype)
+    return values.astype(np.float16).astype(values.dtype)
 
 
 _ROUNDINGS: dict[str, Callable[[Array], Array]] = {
@@ -123,8 +124,7 @@ def _square_distance(case: Case, problem: Problem, stored: str, crop: tuple[Arra
     else:
         candidate = candidate[np.ix_(*crop)]
         values = np.concatenate([part.exact(stored) for part in cropped(problem, *crop)], axis=1)
-    with np.errstate(invalid="ignore"):
-        distance = candidate.astype(np.float64) - values
+    distance = candidate.astype(np.float64) - values
     distance = distance[np.isfinite(distance)]
     return float(np.sum(distance * distance)), distance.size
 
@@ -136,22 +136,25 @@ def rounded_output(case: Case) -> Iterator[Guess]:
 
 
 def narrow_sums(case: Case) -> Iterator[Guess]:
-    """An accumulator of fewer digits: all its values have no more, and so has the output, but for a bias added later."""
+    """An accumulator of fewer digits: all its values have no more, so neither has the output without its bias."""
     if case.expected is None:
         return
     if case.dtype == "float64":
         yield Guess("the sums are added in float32, not in float64", case.problem, dtype="float32")
     values = case.candidate.astype(np.float64)
+    if np.std(case.residual) > _LARGEST_NOISE * np.std(values) or values.size < 8:
+        return
     bias = case.problem.bias if case.problem.name == "conv2d" else None
     before = values if bias is None else values - bias[:, None, None]
     for name in ("bfloat16", "float16"):
-        if FORMATS[case.dtype].digits > FORMATS[name].digits and case.candidate.size >= 8:
-            if _has_digits(values, name, 0) or _has_digits(before, name, 2.0**-23 * np.abs(values).max()):
-                yield Guess(f"the sums are added in {name}, not in {case.dtype}", case.problem, dtype=name)
+        last = 2.0**-23 * float(np.abs(values).max())
+        narrower = FORMATS[name].digits < FORMATS[case.dtype].digits
+        if narrower and (_has_digits(values, name, 0.0) or _has_digits(before, name, last)):
+            yield Guess(f"the sums are added in {name}, not in {case.dtype}", case.problem, dtype=name)
 
 
 def _has_digits(values: Array, name: str, tolerance: float) -> bool:
-    """Whether numbers of a format are as near."""
+    """Whether all have a number of a format that is as near."""
     short = _ROUNDINGS[name](values.astype(np.float32))
     return bool(np.isfinite(values).all() and (np.abs(short - values) <= tolerance).all())
 
@@ -172,8 +175,8 @@ def transform(case: Case) -> Iterator[Guess]:
         return Expected(e.values, np.broadcast_to(4 * e.bound.max(), e.bound.shape))
 
     yield Guess(
-        "the right sums with errors like noise, larger than those of roundings on the way: as of a transform (Winograd, "
-        "FFT), or of numbers with slightly fewer digits",
+        "the right sums with errors like noise, larger than those of roundings on the way: as of a transform "
+        "(Winograd, FFT), or of numbers with slightly fewer digits",
         case.problem,
         then,
     )

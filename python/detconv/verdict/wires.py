@@ -72,7 +72,7 @@ def _patches(case: Case) -> tuple[Array, Array]:
     p, candidate = case.problem, case.candidate
     (kh, kw), (sh, sw), (dh, dw) = kernel_of(p), pair(p.stride), pair(p.dilation)
     image = np.pad(p.input, ((0, 0), (0, 0), *pads_of(p)))
-    channels, (samples, outputs, rows, columns) = image.shape[1], candidate.shape
+    channels, (samples, _, rows, columns) = image.shape[1], candidate.shape
     most = max(16, min(3000, _MOST_NUMBERS // (channels * kh * kw)))
     flat = np.random.default_rng(0).permutation(samples * rows * columns)[:most]
     n, y, x = np.unravel_index(flat, (samples, rows, columns))
@@ -85,7 +85,7 @@ def _patches(case: Case) -> tuple[Array, Array]:
 
 def _shares(patches: Array, outputs: Array, weight: Array) -> Array:
     """How much of each input channel's meeting with each channel of a group's kernels is in the outputs."""
-    positions, channels, _ = patches.shape
+    channels = patches.shape[1]
     pairs = channels * weight.shape[1]
     most = max(4, _MOST_NUMBERS // (pairs * len(weight)))
     meetings = np.einsum("pkt,oct->pokc", patches[:most], weight, optimize=True).reshape(-1, pairs)
