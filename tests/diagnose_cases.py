@@ -1,13 +1,11 @@
 """Seeded mistakes: outputs of conv2d with one mistake in each, made from random layers.
 
 A kind is a function of a random generator and a layer that returns the wrong output, or None where the layer cannot
-have the mistake. `python tests/diagnose_cases.py [layers]` runs the whole grid and prints what was recognised by kind.
+have the mistake.
 """
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -840,37 +838,3 @@ def matters(right: Array, wrong: Array) -> bool:
 def equivalent(diagnosis: detconv.Diagnosis, of: Kind) -> bool:
     """Whether a right hypothesis is the first, or explains as much as the first: both give this output."""
     return any(h.name in of.answers and h.explains == diagnosis.hypotheses[0].explains for h in diagnosis.hypotheses)
-
-
-def main(count: int, only: str = "") -> None:
-    total = right = equal = kinds = 0
-    slowest = 0.0
-    for where, of in every_kind():
-        if only not in of.name:
-            continue
-        found, same, proven, others = 0, 0, 0, set()
-        for seeded in drawn(where, of, count):
-            proven += seeded.is_mistake()
-            start = time.perf_counter()
-            diagnosis = seeded.diagnosis()
-            slowest = max(slowest, time.perf_counter() - start)
-            same += equivalent(diagnosis, of)
-            name = diagnosis.first.name if diagnosis.first else "none"
-            found += name in of.answers
-            if name not in of.answers:
-                others.add(name)
-            if only:
-                print(f"{'' if name in of.answers else 'MISSED '}{seeded.of} {seeded.wrong.shape}: {diagnosis}\n")
-        kinds, total, right, equal = kinds + 1, total + count, right + found, equal + same
-        told = ", ".join(sorted(others))
-        print(
-            f"{of.name:45} mistake {proven}/{count}  first {found}/{count}  or equal {same}/{count}  {told}", flush=True
-        )
-    print(
-        f"{kinds} kinds: {right} of {total} ({100 * right / total:.2f}%), with hypotheses that give the same output "
-        f"{equal} ({100 * equal / total:.2f}%); slowest {slowest:.2f} s"
-    )
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20, sys.argv[2] if len(sys.argv) > 2 else "")

@@ -1,6 +1,6 @@
 """Diagnosis: seeded mistakes are named, right outputs are not, and coarser numbers are told from finer ones.
 
-`python tests/diagnose_cases.py` runs the same mistakes on more layers and prints a table.
+`python tests/diagnose_grid.py` does the same at length and prints figures.
 """
 
 from __future__ import annotations
