@@ -99,7 +99,7 @@ class Case:
 
     @cached_property
     def residual(self) -> Array:
-        """candidate - expected in float64; 0 where it fits, and where one of them is not finite."""
+        """candidate - expected in float64; 0 where one of them is not finite."""
         assert self.expected is not None
         residual = self.candidate.astype(np.float64) - self.expected.values
         return np.where(np.isfinite(residual), residual, 0.0)

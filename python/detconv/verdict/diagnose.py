@@ -159,22 +159,8 @@ def _diagnosed(case: Case) -> Diagnosis:
 
 def _tested(case: Case, row: Row, guess: Guess) -> Hypothesis | None:
     """The guess as a hypothesis, if the output is what it gives."""
-    changed = guess.problem is not case.problem
-    if changed and guess.then is None and shape_of(guess.problem) != case.candidate.shape:
-        return None
-    try:
-        if changed and not _plausible(case, guess):
-            return None
-        formats = guess.stored is not None or guess.dtype is not None
-        if changed or formats or case.expected is None:
-            expected = case.expects(guess.problem, guess.stored, guess.dtype)
-        else:
-            expected = case.expected
-    except ValueError:  # sizes that do not fit: nobody can have computed this
-        return None
-    if guess.then is not None:
-        expected = guess.then(expected)
-    if expected.values.shape != case.candidate.shape:
+    expected = _given(case, guess)
+    if expected is None:
         return None
     some = case.sample
     if np.mean(expected.mapped(lambda array: array.ravel()[some]).fits(case.candidate.ravel()[some])) < 0.5:
@@ -202,6 +188,25 @@ def _tested(case: Case, row: Row, guess: Guess) -> Hypothesis | None:
     if not fits.all() and where != "everywhere":
         says += f" ({where})"
     return Hypothesis(row.name, says, explains, status)
+
+
+def _given(case: Case, guess: Guess) -> Expected | None:
+    """What the guess gives; None where it has another shape, or where a part of it shows that it does not fit."""
+    changed = guess.problem is not case.problem
+    if changed and guess.then is None and shape_of(guess.problem) != case.candidate.shape:
+        return None
+    try:
+        if changed and not _plausible(case, guess):
+            return None
+        if changed or guess.stored or guess.dtype or case.expected is None:
+            expected = case.expects(guess.problem, guess.stored, guess.dtype)
+        else:
+            expected = case.expected
+    except ValueError:  # sizes that do not fit: nobody can have computed this
+        return None
+    if guess.then is not None:
+        expected = guess.then(expected)
+    return expected if expected.values.shape == case.candidate.shape else None
 
 
 def _plausible(case: Case, guess: Guess) -> bool:
@@ -257,7 +262,8 @@ def _otherwise(case: Case) -> str:
     text = f"{tried} {count} of {size} elements are wrong: {where}, {dense}."
     values = case.expected.values[case.unfit].astype(np.float64)
     typical = float(np.sqrt(np.mean(case.residual[case.unfit] ** 2)))
-    scale = float(np.sqrt(np.mean(values[np.isfinite(values)] ** 2))) if values.size else 0.0
+    values = values[np.isfinite(values)]
+    scale = float(np.sqrt(np.mean(values**2))) if values.size else 0.0
     if scale > 0:
         text += (
             f" They are off by {typical:.3g} on average (root mean square), {100 * typical / scale:.3g}% of their size."

@@ -52,10 +52,13 @@ def _wires(case: Case) -> Array | None:
         return None
     patches, outputs = _patches(case)
     weight = p.weight.reshape(*p.weight.shape[:2], -1).astype(np.float64)
-    pairs = patches.shape[1] * weight.shape[1]
-    kernels, solved = (None, False) if pairs <= _MOST_UNKNOWNS else _kernels(patches, outputs)
+    groups = int(p.groups)
+    pairs, seen = patches.shape[1] * weight.shape[1], weight[0, 0].size * len(weight) // groups
+    # The numbers that a group's kernels have for a channel must be enough to tell the channels from each other.
+    by_shares = pairs <= _MOST_UNKNOWNS and seen >= weight.shape[1]
+    kernels, solved = (None, False) if by_shares else _kernels(patches, outputs)
     order = []
-    for group in np.split(np.arange(len(weight)), int(p.groups)):
+    for group in np.split(np.arange(len(weight)), groups):
         if kernels is None:
             match = _shares(patches, outputs[:, group], weight[group])
         else:
