@@ -49,8 +49,8 @@ def mistakes(count: int, only: str) -> None:
             f"{of.name:50} mistake {proven}/{count}  named {found}/{count}  or equal {same}/{count}  {told}", flush=True
         )
     print(
-        f"{kinds} kinds: {right} of {total} named ({100 * right / total:.2f}%), with hypotheses that give the same output "
-        f"{equal} ({100 * equal / total:.2f}%); slowest diagnosis {slowest:.2f} s"
+        f"{kinds} kinds: {right} of {total} named ({100 * right / total:.2f}%), with hypotheses that give the same "
+        f"output {equal} ({100 * equal / total:.2f}%); slowest diagnosis {slowest:.2f} s"
     )
 
 
