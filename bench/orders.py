@@ -174,8 +174,8 @@ def configurations(suite: str, smoke: bool, threads: list[int]) -> Iterator[Conf
             for cap in CAPS:
                 for layer in SIX[:1] if smoke else SIX:
                     for onednn in (True, False):
-                        settings = (("threads", 1), ("onednn", onednn), ("layout", "contiguous"), ("cap", cap))
-                        yield Configuration(suite, "torch", layer, 1, settings)
+                        plain = (("threads", 1), ("onednn", onednn), ("layout", "contiguous"))
+                        yield Configuration(suite, "torch", layer, 1, (*plain, ("cap", cap)))
 
 
 def run(configuration: Configuration, budget_s: float, hypotheses: list[str]) -> dict[str, Any]:
@@ -335,9 +335,9 @@ True
 
 Texts are explained in [the contract](contract.md): `25x(+1){16x(+25){f0}} bias` is 25 times 16 fused products, whose
 numbers rise by 25 and then by 1, and the bias last; `[...]` is a partial sum of its own, `m` a rounded product,
-`d[...]` a sum in double. A nest of loops is given by its name. A text that ends in ... is longer than a table's line has room
-for; `detconv reveal` prints all of it. Where a layer has several orders, they are in the
-sequence of the number of outputs that they have.
+`d[...]` a sum in double. A nest of loops is given by its name. A text that ends in ... is longer than a table's line
+has room for; `detconv reveal` prints all of it. Where a layer has several orders, the one with the most outputs comes
+first.
 """
 
 
@@ -402,10 +402,10 @@ def _section(suite: str, results: list[Result]) -> Iterator[str]:
             yield ""
         yield "| layer | where | order |"
         yield "|---|---|---|"
-        layers: dict[Layer, list[Result]] = {}
+        by_layer: dict[Layer, list[Result]] = {}
         for configuration, data in own:
-            layers.setdefault(configuration.layer, []).append((configuration, data))
-        for layer, same in layers.items():
+            by_layer.setdefault(configuration.layer, []).append((configuration, data))
+        for layer, same in by_layer.items():
             yield from _rows(layer, same)
 
 

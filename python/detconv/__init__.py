@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from detconv.torch.convert import convert as convert
     from detconv.torch.hashing import weights_sha256 as weights_sha256
     from detconv.torch.override import override as override
+    from detconv.verdict.diagnose import Diagnosis as Diagnosis
+    from detconv.verdict.diagnose import diagnose as diagnose
     from detconv.verdict.judge import ConvolutionMistake as ConvolutionMistake
     from detconv.verdict.judge import Verdict as Verdict
     from detconv.verdict.judge import judge as judge
@@ -64,10 +66,12 @@ __version__ = _core.__version__
 # What only some need, and where it is: the modules below import torch, or take their time.
 _LATER = {
     "ConvolutionMistake": "detconv.verdict.judge",
+    "Diagnosis": "detconv.verdict.diagnose",
     "Reveal": "detconv.revealing",
     "Verdict": "detconv.verdict.judge",
     "compare_models": "detconv.torch.compare",
     "convert": "detconv.torch.convert",
+    "diagnose": "detconv.verdict.diagnose",
     "identify": "detconv.revealing",
     "judge": "detconv.verdict.judge",
     "judge_input_gradient": "detconv.verdict.judge",

@@ -36,8 +36,13 @@ def explain(verdict: Verdict) -> str:
 
 
 def is_diagnosed(verdict: Verdict) -> bool:
-    """Whether there is something to diagnose; the hypotheses are about conv2d and its gradients."""
-    return verdict.status in ("unlikely", "mistake") and verdict.problem.name != "conv_transpose2d"
+    """Whether there is something to diagnose: what cannot be rounding, or what is, but of coarser operands.
+
+    The hypotheses are about conv2d and its gradients.
+    """
+    if verdict.status == "identical" or verdict.problem.name == "conv_transpose2d":
+        return False
+    return verdict.status != "rounding" or bool(verdict.diagnosis)
 
 
 def axes(verdict: Verdict) -> tuple[str, ...]:

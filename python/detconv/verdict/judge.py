@@ -265,23 +265,15 @@ def judge_problem(
 ) -> Verdict:
     """The verdict on the output of a problem; arguments as for ``judge``."""
     values, stored = numbers("candidate", candidate)
-    operands = problem.element_type
-    if operands == "float64" and stored not in ("float64", "float32"):
-        raise TypeError(f"candidate must be float64 or float32 where the other arrays are float64; got {stored}")
-    if dtype is None:
-        dtype = "float64" if "float64" in (stored, operands) else "float32"
-    if dtype not in FORMATS:
-        raise ValueError(f"dtype must be one of {', '.join(FORMATS)}; got {dtype!r}")
+    problem, dtype = claimed(problem, stored, dtype)
     if not 0 <= confidence < 1:
         raise ValueError(f"confidence must be at least 0 and less than 1; got {confidence!r}")
-    if stored == "float64" and operands != "float64":
-        problem = problem.mapped(lambda array: array.astype(np.float64))
 
     exact = problem.exact(stored)
     if values.shape != exact.shape:
         raise ValueError(f"candidate must have the shape of the output, {exact.shape}; got {values.shape}")
     magnitude = problem.magnitude()
-    hard, likely, tiny = _limits(problem, dtype, confidence, exact)
+    hard, likely, tiny = limits(problem, dtype, confidence, exact)
     common = np.result_type(values, exact, magnitude)
     codes, counts, worst, worst_at = _core.assess(
         np.ascontiguousarray(values, common),
@@ -312,7 +304,26 @@ def judge_problem(
     )
 
 
-def _limits(problem: Problem, dtype: str, confidence: float, exact: Array) -> tuple[Array, Array, Array]:
+def claimed(problem: Problem, stored: str, dtype: str | None) -> tuple[Problem, str]:
+    """The problem in the type in which a candidate of a format can be judged, and the format in which it claims to add.
+
+    Raises:
+        ValueError: an unknown dtype.
+        TypeError: a half candidate of float64 operands.
+    """
+    operands = problem.element_type
+    if operands == "float64" and stored not in ("float64", "float32"):
+        raise TypeError(f"candidate must be float64 or float32 where the other arrays are float64; got {stored}")
+    if dtype is None:
+        dtype = "float64" if "float64" in (stored, operands) else "float32"
+    if dtype not in FORMATS:
+        raise ValueError(f"dtype must be one of {', '.join(FORMATS)}; got {dtype!r}")
+    if stored == "float64" and operands != "float64":
+        problem = problem.mapped(lambda array: array.astype(np.float64))
+    return problem, dtype
+
+
+def limits(problem: Problem, dtype: str, confidence: float, exact: Array) -> tuple[Array, Array, Array]:
     """hard, likely and tiny, by position: the bounds of an element are hard * S + tiny and likely * S + tiny."""
     n, claimed, own = problem.terms(), FORMATS[dtype], FORMATS[problem.element_type]
     deviations = bounds.deviation(float(n.max(initial=1)), exact.size, confidence)

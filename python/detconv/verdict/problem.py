@@ -95,7 +95,7 @@ class Problem:
 
     @property
     def element_type(self) -> str:
-        return str(next(array.dtype.name for _, array in self._arrays()))
+        return str(next(array.dtype.name for _, array in self.operands()))
 
     def run(self, summation: Summation | str) -> Array:
         """The output by a summation."""
@@ -121,7 +121,7 @@ class Problem:
 
         The bias is a term. Padding adds zeros, which no rounding touches.
         """
-        one = {name: np.ones((1, 1, *array.shape[-2:])) for name, array in self._arrays() if name != "bias"}
+        one = {name: np.ones((1, 1, *array.shape[-2:])) for name, array in self.operands() if name != "bias"}
         sizes = {name: (1, 1, *getattr(self, name)[-2:]) for name in _NAMES[self.name] if name.endswith("_size")}
         without = {"bias": None} if "bias" in _NAMES[self.name] else {}
         plane = self.having(**one, **sizes, groups=1, **without)
@@ -139,16 +139,17 @@ class Problem:
     @cached_property
     def finite(self) -> bool:
         """Whether all numbers that go in are finite."""
-        return all(bool(np.isfinite(array).all()) for _, array in self._arrays())
+        return all(bool(np.isfinite(array).all()) for _, array in self.operands())
 
     def mapped(self, function: Callable[[Array], Array]) -> Problem:
         """The problem with a function applied to each of its arrays."""
-        return self.having(**{name: function(array) for name, array in self._arrays()})
+        return self.having(**{name: function(array) for name, array in self.operands()})
 
     def _argument_names(self) -> tuple[str, ...]:
         return *_NAMES[self.name], *_GEOMETRY[self.name]
 
-    def _arrays(self) -> Sequence[tuple[str, Array]]:
+    def operands(self) -> Sequence[tuple[str, Array]]:
+        """The arrays that go in, by the names of their arguments."""
         pairs = zip(_NAMES[self.name], self.arguments, strict=False)
         return [(name, value) for name, value in pairs if isinstance(value, np.ndarray)]
 

@@ -1,0 +1,187 @@
+"""What a diagnosis works on: an output, what it should have been, and what a mistake would have made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detconv.verdict import bounds, regions
+from detconv.verdict.bounds import FORMATS
+from detconv.verdict.judge import limits
+from detconv.verdict.problem import Array, Problem
+
+
+class Expected(NamedTuple):
+    """What an output would be, and how far roundings probably carry it; both of its shape."""
+
+    values: Array
+    bound: Array
+
+    @staticmethod
+    def of(problem: Problem, stored: str, dtype: str, confidence: float, rough: bool = False) -> Expected:
+        """The true sums of a problem; rough: sums in plain order, with twice the bound."""
+        values = problem.run("naive") if rough else problem.exact(stored)
+        magnitude = problem.magnitude()
+        hard, likely, tiny = limits(problem, dtype, confidence, values)
+        format = FORMATS[stored]
+        bound = (hard + likely if rough else likely) * magnitude.astype(np.float64) + tiny
+        rounded = bounds.half_ulp(values, format)
+        if format.digits < FORMATS[dtype].digits:
+            rounded = rounded + bounds.half_ulp(np.abs(values) + bound, format)
+        return Expected(values, bound + rounded)
+
+    def fits(self, candidate: Array) -> Array:
+        """At which elements a candidate is what is expected, up to rounding."""
+        near: Array = np.abs(candidate.astype(np.float64) - self.values) <= self.bound
+        fits: Array = near | (candidate == self.values) | (np.isnan(candidate) & np.isnan(self.values))
+        return fits
+
+    def mapped(self, function: Callable[[Array], Array]) -> Expected:
+        """The same with a function that moves or chooses elements."""
+        return Expected(function(self.values), function(self.bound))
+
+
+class Guess(NamedTuple):
+    """A mistake that may have been made: what was computed instead.
+
+    says: one sentence, without its full stop.
+    problem: whose sums were computed.
+    then: what was done to them; where problem is another than the case's, to each plane alone.
+    parameters: how many numbers were fitted to the candidate.
+    stored, dtype: other formats of the output and of the additions than the case's.
+    leaves: the elements that do not fit are left unexplained; the guess says no more than where they are.
+    """
+
+    says: str
+    problem: Problem
+    then: Callable[[Expected], Expected] | None = None
+    parameters: float = 0
+    stored: str | None = None
+    dtype: str | None = None
+    leaves: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """An output in question. Its arrays have an axis for the samples, of length 1 where the caller's have none."""
+
+    problem: Problem
+    candidate: Array
+    stored: str
+    dtype: str
+    confidence: float
+    _found: dict[str, Any] = field(default_factory=dict)
+
+    def expects(self, problem: Problem, stored: str | None = None, dtype: str | None = None) -> Expected:
+        """What a problem gives, in the case's formats or others."""
+        return Expected.of(problem, stored or self.stored, dtype or self.dtype, self.confidence)
+
+    @cached_property
+    def expected(self) -> Expected | None:
+        """What should have come out; None if the candidate has another shape."""
+        return self.expects(self.problem) if shape_of(self.problem) == self.candidate.shape else None
+
+    @cached_property
+    def unfit(self) -> Array:
+        """The elements that are not what they should be; all of them if the shape is not."""
+        if self.expected is None:
+            return np.ones(self.candidate.shape, np.bool_)
+        return ~self.expected.fits(self.candidate)
+
+    @cached_property
+    def box(self) -> tuple[Array, ...]:
+        """Indices of the smallest product of samples, channels, rows and columns that holds all unfit elements."""
+        return np.ix_(*regions.spans(self.unfit))
+
+    @cached_property
+    def residual(self) -> Array:
+        """candidate - expected in float64; 0 where one of them is not finite."""
+        assert self.expected is not None
+        residual = self.candidate.astype(np.float64) - self.expected.values
+        return np.where(np.isfinite(residual), residual, 0.0)
+
+    @cached_property
+    def sample(self) -> Array:
+        """Flat indices of some elements: of those that do not fit, if there are any."""
+        flat = np.flatnonzero(self.unfit) if self.unfit.any() else np.arange(self.unfit.size)
+        return flat if len(flat) <= 4096 else flat[np.random.default_rng(0).integers(0, len(flat), 4096)]
+
+    @cached_property
+    def crop(self) -> tuple[Array, Array]:
+        """Samples and output channels, those with the most unfit elements, that stand for all: some 50,000 elements."""
+        planes = max(2, 50_000 // max(1, int(np.prod(self.candidate.shape[2:]))))
+        samples = _largest(self.unfit.sum(axis=(1, 2, 3)), 2 if planes >= 16 else 1)
+        return samples, _largest(self.unfit.sum(axis=(0, 2, 3)), min(8, planes))
+
+    def once(self, name: str, function: Callable[[Case], Any]) -> Any:
+        """What a function finds in the case: computed once, kept under a name."""
+        if name not in self._found:
+            self._found[name] = function(self)
+        return self._found[name]
+
+    def guess(self, says: str, **changes: object) -> Guess:
+        """That some arguments were others."""
+        return Guess(says, self.problem.having(**changes))
+
+
+def _largest(counts: Array, most: int) -> Array:
+    """Indices of the largest numbers, in ascending order."""
+    return np.sort(np.argsort(-counts, kind="stable")[:most])
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """An argument of geometry, for both axes."""
+    if isinstance(value, int | np.integer):
+        return int(value), int(value)
+    return int(value[0]), int(value[1])
+
+
+def kernel_of(problem: Problem) -> tuple[int, int]:
+    shape = problem.weight_size if problem.name == "conv2d_weight" else problem.weight.shape
+    return int(shape[-2]), int(shape[-1])
+
+
+def pads_of(problem: Problem) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows above and below, columns left and right."""
+    if problem.padding == "same":
+        total = [d * (k - 1) for d, k in zip(pair(problem.dilation), kernel_of(problem), strict=True)]
+        return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
+    vertical, horizontal = (0, 0) if problem.padding == "valid" else pair(problem.padding)
+    return (vertical, vertical), (horizontal, horizontal)
+
+
+def shape_of(problem: Problem) -> tuple[int, ...]:
+    """The shape of a problem's output; sizes below 1 where the kernel is larger than the image."""
+    if problem.name != "conv2d":
+        return tuple(problem.input_size if problem.name == "conv2d_input" else problem.weight_size)
+    axes = zip(
+        problem.input.shape[-2:],
+        pads_of(problem),
+        pair(problem.dilation),
+        kernel_of(problem),
+        pair(problem.stride),
+        strict=True,
+    )
+    sizes = ((size + sum(pads) - d * (k - 1) - 1) // s + 1 for size, pads, d, k, s in axes)
+    return (*problem.input.shape[:-3], problem.weight.shape[0], *sizes)
+
+
+def cropped(problem: Problem, samples: Array, outputs: Array) -> list[Problem]:
+    """Problems, one for each group that is met, that together give these samples and output channels of conv2d."""
+    per_group, channels = len(problem.weight) // int(problem.groups), problem.weight.shape[1]
+    found = []
+    for group in np.unique(outputs // per_group):
+        chosen = outputs[outputs // per_group == group]
+        found.append(
+            problem.having(
+                input=np.ascontiguousarray(problem.input[samples, group * channels : (group + 1) * channels]),
+                weight=np.ascontiguousarray(problem.weight[chosen]),
+                bias=None if problem.bias is None else np.ascontiguousarray(problem.bias[chosen]),
+                groups=1,
+            )
+        )
+    return found
