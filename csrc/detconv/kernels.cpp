@@ -141,11 +141,11 @@ constexpr TileKernel row(double fused_cycles, double rounded_cycles) {
     k.side = S::side;
     k.lanes = V::size, k.vectors = S::vectors, k.broadcasts = S::broadcasts, k.per_row = S::per_row;
     k.fused_cycles = static_cast<float>(fused_cycles), k.rounded_cycles = static_cast<float>(rounded_cycles);
-    k.run = contract<Arithmetic, Term, S>;
+    k.run = contract<Arithmetic, S>;
     k.store = store<Arithmetic, Term, S>;
     k.accumulator = Arithmetic::kind;
     k.joins = requires(Arithmetic a) { a.join(a); };
-    if constexpr (sizeof(Term) == sizeof(typename V::Element)) k.rescue = contract<Plain<V>, Term, S>;
+    if constexpr (sizeof(Term) == sizeof(typename V::Element)) k.rescue = contract<Plain<V>, S>;
     // A certificate is for totals kept in double (or in two of them).
     if constexpr (Arithmetic::kind == Accumulator::wide || Arithmetic::kind == Accumulator::twofold)
         k.certify = certify<Arithmetic, Term, S>;
@@ -182,13 +182,14 @@ constexpr TileKernel tiles[] = {
     row<Kahan<F>, float, Columns<8, 1, 4>>(17, 25),  row<Kahan<F>, float, Columns<8, 1, 1>>(17, 25),
     row<Kahan<F>, float, Columns<2, 1, 1>>(8, 10),
 
-    row<Wide<D>, float, Rows<1, 28>>(29, 90),        row<Wide<D>, float, Rows<1, 28, 14>>(29, 90),
-    row<Wide<D>, float, Rows<1, 28, 7>>(29, 90),     row<Wide<D>, float, Rows<1, 24>>(25, 78),
-    row<Wide<D>, float, Rows<1, 16>>(18, 52),        row<Wide<D>, float, Rows<2, 9, 3>>(19, 60),
-    row<Wide<D>, float, Rows<1, 25, 5>>(26, 80),     row<Wide<D>, float, Rows<4, 1>>(6, 16),
-    row<Wide<D>, float, Columns<3, 8>>(27, 80),      row<Wide<D>, float, Columns<16, 1, 4>>(18, 50),
-    row<Wide<D>, float, Columns<14, 1, 7>>(16, 44),  row<Wide<D>, float, Columns<14, 1, 1>>(16, 44),
-    row<Wide<D>, float, Columns<4, 1, 1>>(8, 16),
+    row<Wide<D>, float, Rows<2, 14>>(29, 90),        row<Wide<D>, float, Rows<2, 12>>(25, 78),
+    row<Wide<D>, float, Rows<2, 14, 7>>(29, 90),     row<Wide<D>, float, Rows<1, 28>>(29, 90),
+    row<Wide<D>, float, Rows<1, 28, 14>>(29, 90),    row<Wide<D>, float, Rows<1, 28, 7>>(29, 90),
+    row<Wide<D>, float, Rows<1, 24>>(25, 78),        row<Wide<D>, float, Rows<1, 16>>(18, 52),
+    row<Wide<D>, float, Rows<2, 9, 3>>(19, 60),      row<Wide<D>, float, Rows<1, 25, 5>>(26, 80),
+    row<Wide<D>, float, Rows<4, 1>>(6, 16),          row<Wide<D>, float, Columns<3, 8>>(27, 80),
+    row<Wide<D>, float, Columns<16, 1, 4>>(18, 50),  row<Wide<D>, float, Columns<14, 1, 7>>(16, 44),
+    row<Wide<D>, float, Columns<14, 1, 1>>(16, 44),  row<Wide<D>, float, Columns<4, 1, 1>>(8, 16),
 
     row<Plain<D>, double, Rows<2, 14>>(29, 45),      row<Plain<D>, double, Rows<2, 14, 7>>(29, 45),
     row<Plain<D>, double, Rows<1, 28>>(29, 29),      row<Plain<D>, double, Rows<1, 28, 14>>(29, 29),
@@ -284,8 +285,8 @@ void copy(const Term* source, Index stride, Index count, Element* target) {
 }
 
 // For every row of a panel: fold(... fold(fold(0, term 0), term 1) ...), in double.
-template <class Term, class Fold>
-DETCONV_INLINE void reduce(const Term* panel, Index terms, int width, double* target, Fold fold) {
+template <class Fold>
+DETCONV_INLINE void reduce(const double* panel, Index terms, int width, double* target, Fold fold) {
     int m = 0;
     for (; m + D::size <= width; m += D::size) {
         D folded = D::zero();
@@ -294,14 +295,12 @@ DETCONV_INLINE void reduce(const Term* panel, Index terms, int width, double* ta
     }
     for (; m < width; ++m) {
         D folded = D::zero();
-        for (Index r = 0; r < terms; ++r)
-            folded = fold(folded, D::broadcast(static_cast<double>(panel[r * width + m])));
+        for (Index r = 0; r < terms; ++r) folded = fold(folded, D::broadcast(panel[r * width + m]));
         target[m] = folded.v[0];
     }
 }
 
-template <class Term>
-void square_sums(const Term* panel, Index terms, int width, double* sums) {
+void square_sums(const double* panel, Index terms, int width, double* sums) {
     reduce(panel, terms, width, sums, [](D sum, D w) { return sum + w * w; });
 }
 
@@ -313,16 +312,14 @@ void maxima(const double* panel, Index terms, int width, double* largest) {
 }
 
 // target[i] += magnitude(source[i]), in double.
-template <class Term, class Magnitude>
-DETCONV_INLINE void accumulate(const Term* source, Index count, double* target, Magnitude magnitude) {
+template <class Magnitude>
+DETCONV_INLINE void accumulate(const double* source, Index count, double* target, Magnitude magnitude) {
     Index i = 0;
     for (; i + D::size <= count; i += D::size) (D::load(target + i) + magnitude(D::load(source + i))).store(target + i);
-    for (; i < count; ++i)
-        target[i] = (D::broadcast(target[i]) + magnitude(D::broadcast(static_cast<double>(source[i])))).v[0];
+    for (; i < count; ++i) target[i] = (D::broadcast(target[i]) + magnitude(D::broadcast(source[i]))).v[0];
 }
 
-template <class Term>
-void add_squares(const Term* source, Index count, double* target) {
+void add_squares(const double* source, Index count, double* target) {
     accumulate(source, count, target, [](D x) { return x * x; });
 }
 
@@ -354,11 +351,9 @@ const Kernels kernels = {
     .copy_double = copy<double, double>,
     .join_float = join<float>,
     .join_double = join<double>,
-    .square_sums_float = square_sums<float>,
-    .square_sums_double = square_sums<double>,
+    .square_sums_double = square_sums,
     .maxima_double = maxima,
-    .add_squares_float = add_squares<float>,
-    .add_squares_double = add_squares<double>,
+    .add_squares_double = add_squares,
     .add_magnitudes_double = add_magnitudes,
 };
 

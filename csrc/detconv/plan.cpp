@@ -23,18 +23,12 @@ Plan::Plan(const Contraction& contraction, const Execution& execution)
       columns(contraction.column_taps, contraction.step.w, contraction.columns.w) {
     terms = c.terms();
     term_size = c.is_float32 ? 4 : 8;
+    element_size = c.accumulator == Accumulator::wide ? 8 : term_size;
     const auto [low_h, high_h] = std::ranges::minmax(c.row_taps);
     const auto [low_w, high_w] = std::ranges::minmax(c.column_taps);
     first_tap_h = low_h, first_tap_w = low_w;
     span_h = high_h - low_h + 1, span_w = high_w - low_w + 1;
     choose_kernel(execution.kernels);
-    element_size = kernel->accumulator == Accumulator::wide ? 8 : term_size;
-    // contraction.hpp: what is broadcast is stored in the accumulator's type, what is loaded in the terms'.
-    const bool wide = element_size != term_size;
-    image_wide = wide && kernel->side == Side::rows;
-    panel_wide = wide && kernel->side == Side::columns;
-    image_size = image_wide ? 8 : term_size;
-    panel_size = panel_wide ? 8 : term_size;
     choose_chunks(execution.threads);
     lay_out();
     share_work(execution.threads);
@@ -45,8 +39,7 @@ Plan::Plan(const Contraction& contraction, const Execution& execution)
 
 // Every tap of every column inside the image, columns adjacent, and room to shift a tile that would stick out.
 bool Plan::could_stay_in_place(const TileKernel& k) const {
-    const bool copies_to_double = c.is_float32 && k.accumulator == Accumulator::wide && k.side == Side::rows;
-    return !copies_to_double && c.step.w == 1 && c.image.w == 1 && first_tap_h >= c.image_origin.h &&
+    return element_size == term_size && c.step.w == 1 && c.image.w == 1 && first_tap_h >= c.image_origin.h &&
            first_tap_w >= c.image_origin.w &&
            first_tap_h + (c.columns.h - 1) * c.step.h + span_h <= c.image_origin.h + c.image_size.h &&
            first_tap_w + c.columns.w - 1 + span_w <= c.image_origin.w + c.image_size.w &&
@@ -85,7 +78,7 @@ void Plan::choose_chunks(int threads) {
     const Index tile_h = kernel->image_rows(), tile_w = kernel->columns();
     auto bytes = [&](Index h, Index w) {
         return std::min(rows.length(h), rows.taps() * h) * c.planes * std::min(columns.length(w), columns.taps() * w) *
-               image_size;
+               element_size;
     };
     // Whole rows where a tile's rows fit; narrower where even those are too many bytes.
     chunk_w = c.columns.w;
@@ -142,7 +135,7 @@ void Plan::share_work(int threads) {
     const Index width = kernel->rows();
     panels = divide_up(c.rows, width);
     panel_elements = checked_multiply(terms, width, "a packed panel");
-    panel_block = round_up(panel_elements * panel_size, 64) + 3 * round_up(width * 8, 64);
+    panel_block = round_up(panel_elements * element_size, 64) + 3 * round_up(width * 8, 64);
     const bool joins = c.samples > 1;
     shared_panels =
         !joins && checked_multiply(panels * c.groups, panel_block, "packed panels") <= panel_bytes * threads;

@@ -71,8 +71,7 @@ public:
     const TileKernel* kernel = nullptr;
     bool in_place = false;
     Index terms;
-    Index term_size, element_size, image_size, panel_size;  // bytes: of T, of the accumulator, of each operand
-    bool image_wide, panel_wide;
+    Index term_size, element_size;  // bytes: of T; of the accumulator, which is how a tile reads its operands
 
     Index first_tap_h, first_tap_w, span_h, span_w;  // of the window
     Index chunk_h, chunk_w, chunks_h, chunks_w;

@@ -89,11 +89,9 @@ struct Kernels {
     void (*join_double)(const double* newer, Index count, double* older);
     // Norms for the certificate of exact sums (exact.hpp): sums of squares for float32 terms; for float64 the largest
     // magnitude of each row of a panel, and sums of magnitudes of the image.
-    void (*square_sums_float)(const float* panel, Index terms, int width, double* sums);
     void (*square_sums_double)(const double* panel, Index terms, int width, double* sums);
     void (*maxima_double)(const double* panel, Index terms, int width, double* maxima);
     // target[i] += magnitude(source[i])
-    void (*add_squares_float)(const float*, Index count, double* target);
     void (*add_squares_double)(const double*, Index count, double* target);
     void (*add_magnitudes_double)(const double*, Index count, double* target);
 };

@@ -40,7 +40,7 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
     auto pack_segments = [&](const PanelSource& s) {
         if (!c_.is_float32)
             kernels_.pack_double(s, reinterpret_cast<double*>(panel.data));
-        else if (plan_.panel_wide)
+        else if (plan_.element_size == 8)
             kernels_.pack_float_wide(s, reinterpret_cast<double*>(panel.data));
         else
             kernels_.pack_float(s, reinterpret_cast<float*>(panel.data));
@@ -56,7 +56,7 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
             const Index k = c_.program.sequence.empty() ? r : c_.program.sequence[static_cast<std::size_t>(r)];
             const Index at = k / (nh * nw) * p.plane + k / nw % nh * p.h + k % nw * p.w;
             for (int m = 0; m < width; ++m)
-                write(panel.data, r * width + m, plan_.panel_size == 4,
+                write(panel.data, r * width + m, plan_.element_size == 4,
                       m < rows ? read(data, m * p.row + at, c_.is_float32) : 0.0);
         }
     }
@@ -70,10 +70,8 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
     if (!c_.certified) return;
     if (!c_.is_float32)
         kernels_.maxima_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
-    else if (plan_.panel_wide)
-        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
     else
-        kernels_.square_sums_float(reinterpret_cast<const float*>(panel.data), plan_.terms, width, panel.row_norm);
+        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
     if (c_.is_float32)
         for (int m = 0; m < width; ++m) panel.row_norm[m] = exact::norm_from_squares(panel.row_norm[m], plan_.terms);
 }
@@ -98,7 +96,7 @@ void Worker::load(Index group, Index sample, Index chunk) {
 void Worker::copy_image(Index group, Index sample) {
     const Contraction::Operand& source = c_.image;
     const Axis &rows = plan_.rows, &columns = plan_.columns;
-    const Index size = plan_.image_size, height = rows.run_length(plan_.copy_h),
+    const Index size = plan_.element_size, height = rows.run_length(plan_.copy_h),
                 width = columns.run_length(plan_.copy_w);
     const Index row_bytes = c_.planes * plan_.pitch * size;
     char* const target =
@@ -140,7 +138,7 @@ void Worker::copy_image(Index group, Index sample) {
                     if (!c_.is_float32)
                         kernels_.copy_double(reinterpret_cast<const double*>(from), stride, count,
                                              reinterpret_cast<double*>(middle));
-                    else if (plan_.image_wide)
+                    else if (plan_.element_size == 8)
                         kernels_.copy_float_wide(reinterpret_cast<const float*>(from), stride, count,
                                                  reinterpret_cast<double*>(middle));
                     else
@@ -165,18 +163,16 @@ void Worker::measure_columns() {
     const Index row_stride = in_place ? c_.image.h : c_.planes * plan_.pitch;
     const Index plane_stride = in_place ? c_.image.plane : plan_.pitch;
     const char* const first =
-        in_place ? offset(image_, plan_.first_tap_h * c_.image.h + plan_.first_tap_w, plan_.image_size) : image_;
+        in_place ? offset(image_, plan_.first_tap_h * c_.image.h + plan_.first_tap_w, plan_.element_size) : image_;
     double* const sums = squares_buffer_.at_least<double>(rows * length);
     std::fill_n(sums, rows * length, 0.0);
     for (Index row = 0; row < rows; ++row) {
         for (Index p = 0; p < c_.planes; ++p) {
-            const char* const from = offset(first, row * row_stride + p * plane_stride, plan_.image_size);
+            const char* const from = offset(first, row * row_stride + p * plane_stride, plan_.element_size);
             if (!c_.is_float32)
                 kernels_.add_magnitudes_double(reinterpret_cast<const double*>(from), length, sums + row * length);
-            else if (plan_.image_wide)
-                kernels_.add_squares_double(reinterpret_cast<const double*>(from), length, sums + row * length);
             else
-                kernels_.add_squares_float(reinterpret_cast<const float*>(from), length, sums + row * length);
+                kernels_.add_squares_double(reinterpret_cast<const double*>(from), length, sums + row * length);
         }
     }
     // A tile that was shifted to stay inside the image starts before the chunk: room for it on the left and above.
@@ -235,7 +231,7 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
         for (Index w = 0; w < chunk_.width; w += tile_w) {
             const Index left = plan_.in_place ? std::min(w, c_.columns.w - tile_w - chunk_.w) : w;
             const int skip_w = static_cast<int>(w - left);
-            tile.image = offset(image_, top * plan_.tile_row_step + left, plan_.image_size);
+            tile.image = offset(image_, top * plan_.tile_row_step + left, plan_.element_size);
             const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, chunk_.height - h)),
                                 static_cast<int>(std::min(tile_w - skip_w, chunk_.width - w))};
             if (reads_flags) parallel::Flags::clear();
@@ -272,11 +268,11 @@ void Worker::certify(const Tile& tile, const Panel& panel, const double* norms, 
 
 double Worker::recompute(const Tile& tile, int row, int h, int w) const {
     auto sum = [&]<class T>(exact::Superaccumulator<T> accumulator) -> double {
-        const char* const image = offset(tile.image, h * tile.row_step + w, plan_.image_size);
+        const char* const image = offset(tile.image, h * tile.row_step + w, plan_.element_size);
         for (Index r = 0; r < plan_.terms; ++r)
             accumulator.add_product(
-                static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.panel_size == 4)),
-                static_cast<T>(read(image, tile.taps[r], plan_.image_size == 4)));
+                static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.element_size == 4)),
+                static_cast<T>(read(image, tile.taps[r], plan_.element_size == 4)));
         accumulator.add(static_cast<T>(read(tile.bias, row, plan_.element_size == 4)));
         return accumulator.rounded(c_.rounding);
     };

@@ -46,7 +46,7 @@ struct Panel {
 
     Panel(void* block, const Plan& plan)
         : data(static_cast<char*>(block)),
-          bias(data + round_up(plan.panel_elements * plan.panel_size, 64)),
+          bias(data + round_up(plan.panel_elements * plan.element_size, 64)),
           row_norm(static_cast<double*>(bias) + round_up(plan.kernel->rows(), 8)),
           bias_bound(row_norm + round_up(plan.kernel->rows(), 8)) {}
 };

@@ -59,17 +59,13 @@ template <class T>
 std::vector<double> totals_of(const TileKernel& k, void (*run)(const Tile&), const Problem<T>& p,
                               const Program& program) {
     auto with = [&]<class Element>(Element) {
-        // Stored in the accumulator's type: what is broadcast. In the terms' type: what is loaded as vectors.
-        const auto bias = converted<Element>(p.bias);
-        const auto wide_panel = converted<Element>(p.panel), wide_image = converted<Element>(p.image);
+        const auto bias = converted<Element>(p.bias), panel = converted<Element>(p.panel),
+                   image = converted<Element>(p.image);
         const int parts = k.accumulator == Accumulator::plain || k.accumulator == Accumulator::wide ? 1 : 2;
         std::vector<Element> stack(unsigned_of(program.depth * k.outputs() * parts));
         std::vector<Element> totals(unsigned_of(k.outputs() * (k.accumulator == Accumulator::twofold ? 2 : 1)));
-        const bool rows = k.side == Side::rows;
-        run({rows ? static_cast<const void*>(p.panel.data()) : wide_panel.data(), k.rows(),
-             rows ? static_cast<const void*>(wide_image.data() + p.origin) : p.image.data() + p.origin, p.taps.data(),
-             p.row_step, program.code.data(), static_cast<Index>(program.code.size()), bias.data(), stack.data(),
-             totals.data()});
+        run({panel.data(), k.rows(), image.data() + p.origin, p.taps.data(), p.row_step, program.code.data(),
+             static_cast<Index>(program.code.size()), bias.data(), stack.data(), totals.data()});
         return converted<double>(totals);
     };
     return k.accumulator == Accumulator::wide ? with(double()) : with(T());
@@ -413,17 +409,16 @@ void check_copy(void (*copy)(const T*, Index, Index, Element*), Random& random, 
 }
 
 // target[i] += magnitude(source[i]), one addition each.
-template <class T>
-void check_add(void (*add)(const T*, Index, double*), double (*magnitude)(double), Random& random, const char* name) {
+void check_add(void (*add)(const double*, Index, double*), double (*magnitude)(double), Random& random,
+               const char* name) {
     const Index count = random.between(0, 70);
-    const auto source = made<T>(count, random.next(), "uniform");
+    const auto source = made<double>(count, random.next(), "uniform");
     auto target = made<double>(count, random.next(), "uniform"), wanted = target;
-    for (std::size_t i = 0; i < wanted.size(); ++i) wanted[i] += magnitude(static_cast<double>(source[i]));
+    for (std::size_t i = 0; i < wanted.size(); ++i) wanted[i] += magnitude(source[i]);
     add(source.data(), count, target.data());
     CHECK(target == wanted, name << ' ' << count);
 }
 
-// A fold over the terms of every row of a panel, from the first to the last.
 template <class T>
 void check_join(void (*join)(const T*, Index, T*), Random& random, const char* name) {
     const Index count = random.between(0, 70);
@@ -434,17 +429,16 @@ void check_join(void (*join)(const T*, Index, T*), Random& random, const char* n
     CHECK(older == wanted, name << ' ' << count);
 }
 
-template <class T>
-void check_fold(void (*fold)(const T*, Index, int, double*), double (*step)(double, double), Random& random,
+// A fold over the terms of every row of a panel, from the first to the last.
+void check_fold(void (*fold)(const double*, Index, int, double*), double (*step)(double, double), Random& random,
                 const char* name) {
     const Index terms = random.between(0, 40);
     const int width = static_cast<int>(random.between(1, 40));
-    const auto panel = made<T>(terms * width, random.next(), random.chance(50) ? "uniform" : "wide");
+    const auto panel = made<double>(terms * width, random.next(), random.chance(50) ? "uniform" : "wide");
     std::vector<double> target(unsigned_of(width), 7), wanted(unsigned_of(width), 0);
     for (Index r = 0; r < terms; ++r)
         for (int m = 0; m < width; ++m)
-            wanted[unsigned_of(m)] =
-                step(wanted[unsigned_of(m)], static_cast<double>(panel[unsigned_of(r * width + m)]));
+            wanted[unsigned_of(m)] = step(wanted[unsigned_of(m)], panel[unsigned_of(r * width + m)]);
     fold(panel.data(), terms, width, target.data());
     CHECK(target == wanted, name << ' ' << terms << ' ' << width);
 }
@@ -461,16 +455,13 @@ TEST("kernels: packing, copying and adding") {
             check_copy(k.copy_double, random, k.name);
             constexpr auto square = [](double x) { return x * x; };
             constexpr auto magnitude = [](double x) { return std::abs(x); };
-            check_add<float>(k.add_squares_float, square, random, k.name);
-            check_add<double>(k.add_squares_double, square, random, k.name);
-            check_add<double>(k.add_magnitudes_double, magnitude, random, k.name);
+            check_add(k.add_squares_double, square, random, k.name);
+            check_add(k.add_magnitudes_double, magnitude, random, k.name);
             check_join<float>(k.join_float, random, k.name);
             check_join<double>(k.join_double, random, k.name);
             constexpr auto add_square = [](double s, double w) { return s + w * w; };
-            check_fold<float>(k.square_sums_float, add_square, random, k.name);
-            check_fold<double>(k.square_sums_double, add_square, random, k.name);
-            check_fold<double>(
-                k.maxima_double, [](double s, double w) { return std::max(s, std::abs(w)); }, random, k.name);
+            check_fold(k.square_sums_double, add_square, random, k.name);
+            check_fold(k.maxima_double, [](double s, double w) { return std::max(s, std::abs(w)); }, random, k.name);
         }
     });
 }
