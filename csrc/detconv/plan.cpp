@@ -38,24 +38,39 @@ Plan::Plan(const Contraction& contraction, const Execution& execution)
 }
 
 // Every tap of every column inside the image, columns adjacent, and room to shift a tile that would stick out.
-bool Plan::could_stay_in_place(const TileKernel& k) const {
-    return element_size == term_size && c.step.w == 1 && c.image.w == 1 && first_tap_h >= c.image_origin.h &&
-           first_tap_w >= c.image_origin.w &&
-           first_tap_h + (c.columns.h - 1) * c.step.h + span_h <= c.image_origin.h + c.image_size.h &&
-           first_tap_w + c.columns.w - 1 + span_w <= c.image_origin.w + c.image_size.w &&
-           c.columns.h >= k.image_rows() && c.columns.w >= k.columns();
+bool Plan::could_stay_in_place(const TileKernel& k, bool wrapping) const {
+    if (element_size != term_size || c.step.w != 1 || c.image.w != 1 || first_tap_h < c.image_origin.h ||
+        first_tap_w < c.image_origin.w ||
+        first_tap_h + (c.columns.h - 1) * c.step.h + span_h > c.image_origin.h + c.image_size.h ||
+        first_tap_w + c.columns.w - 1 + span_w > c.image_origin.w + c.image_size.w)
+        return false;
+    if (wrapping)
+        return c.step.h == 1 && c.image.h == c.image_size.w &&
+               (c.columns.h - 1) * c.image.h + c.columns.w >= k.columns();
+    return c.columns.h >= k.image_rows() && c.columns.w >= k.columns();
 }
 
-double Plan::cost(const TileKernel& k, bool stays) const {
+// Bytes of a chunk's copy.
+Index Plan::copy_bytes(Index h, Index w) const {
+    return std::min(rows.length(h), rows.taps() * h) * c.planes * std::min(columns.length(w), columns.taps() * w) *
+           element_size;
+}
+
+double Plan::cost(const TileKernel& k, bool stays, bool wrapping) const {
     double fused = 0, rounded = 0;
     for (const Instruction& i : c.program.code) {
         if (i.op == Op::fused) fused += static_cast<double>(i.end - i.begin);
         if (i.op == Op::rounded) rounded += static_cast<double>(i.end - i.begin);
     }
-    const auto tiles = static_cast<double>(divide_up(c.rows, k.rows()) * divide_up(c.columns.h, k.image_rows()) *
-                                           divide_up(c.columns.w, k.columns()));
-    // About 100 cycles a tile and 4 for each of its vectors go into starting, storing and transposing.
-    double cycles = tiles * (fused * k.fused_cycles + rounded * k.rounded_cycles + 100 + 4 * k.vectors * k.broadcasts);
+    const Index row_to_row = stays ? c.image.h : columns.length(c.columns.w);
+    const Index across = wrapping ? divide_up((c.columns.h - 1) * row_to_row + c.columns.w, k.columns())
+                                  : divide_up(c.columns.h, k.image_rows()) * divide_up(c.columns.w, k.columns());
+    const auto tiles = static_cast<double>(divide_up(c.rows, k.rows()) * across);
+    // In the table's unit, 100 a tile go into starting it, and for each of its vectors 6 into storing, 30 with a
+    // transposition.
+    const double vector = k.side == Side::rows ? 30 : 6;
+    double cycles =
+        tiles * (fused * k.fused_cycles + rounded * k.rounded_cycles + 100 + vector * k.vectors * k.broadcasts);
     if (!stays)
         cycles += static_cast<double>(c.planes * rows.length(c.columns.h)) *
                   (20 + 0.3 * static_cast<double>(columns.length(c.columns.w)));
@@ -66,26 +81,27 @@ void Plan::choose_kernel(const Kernels& kernels) {
     double best = 0;
     for (const TileKernel& k : kernels.tiles) {
         if (k.accumulator != c.accumulator || k.is_float32 != c.is_float32) continue;
-        const bool stays = could_stay_in_place(k);
-        const double estimate = cost(k, stays);
-        if (kernel == nullptr || estimate < best) kernel = &k, in_place = stays, best = estimate;
+        for (const bool wrapping : {false, true}) {
+            const bool stays = could_stay_in_place(k, wrapping);
+            if (wrapping && (k.image_rows() > 1 || c.columns.h == 1 ||
+                             (!stays && copy_bytes(1, c.columns.w + k.columns()) > chunk_bytes)))
+                continue;
+            const double estimate = cost(k, stays, wrapping);
+            if (kernel == nullptr || estimate < best) kernel = &k, in_place = stays, wraps = wrapping, best = estimate;
+        }
     }
     if (kernel == nullptr) throw std::logic_error("no kernel for this accumulator");
     if (c.program.depth > 0 && !kernel->joins) throw std::logic_error("these accumulators cannot be joined");
 }
 
 void Plan::choose_chunks(int threads) {
-    const Index tile_h = kernel->image_rows(), tile_w = kernel->columns();
-    auto bytes = [&](Index h, Index w) {
-        return std::min(rows.length(h), rows.taps() * h) * c.planes * std::min(columns.length(w), columns.taps() * w) *
-               element_size;
-    };
+    const Index tile_h = kernel->image_rows(), tile_w = wraps ? c.columns.w : kernel->columns();
     // Whole rows where a tile's rows fit; narrower where even those are too many bytes.
     chunk_w = c.columns.w;
-    while (chunk_w > tile_w && bytes(tile_h, chunk_w) > 2 * chunk_bytes)
+    while (chunk_w > tile_w && copy_bytes(tile_h, chunk_w) > 2 * chunk_bytes)
         chunk_w = round_up(divide_up(chunk_w, 2), tile_w);
     chunk_h = std::min(c.columns.h, tile_h);
-    while (chunk_h < c.columns.h && bytes(chunk_h + tile_h, chunk_w) <= chunk_bytes) chunk_h += tile_h;
+    while (chunk_h < c.columns.h && copy_bytes(chunk_h + tile_h, chunk_w) <= chunk_bytes) chunk_h += tile_h;
     // One row only (a flattened 1x1): columns are what there is to cut.
     chunks_w = divide_up(c.columns.w, chunk_w);
     chunks_h = divide_up(c.columns.h, chunk_h);
@@ -105,11 +121,14 @@ void Plan::choose_chunks(int threads) {
 }
 
 void Plan::lay_out() {
-    copy_h = round_up(chunk_h, kernel->image_rows()), copy_w = round_up(chunk_w, kernel->columns());
+    copy_h = round_up(chunk_h, kernel->image_rows()), copy_w = wraps ? chunk_w : round_up(chunk_w, kernel->columns());
     if (rows.length(copy_h) > rows.taps() * copy_h) rows = rows.apart(c.row_taps);
     if (columns.length(copy_w) > columns.taps() * copy_w) columns = columns.apart(c.column_taps);
     pitch = columns.length(copy_w);
-    tile_row_step = in_place ? c.step.h * c.image.h : c.planes * pitch;
+    plane_size = rows.length(copy_h) * pitch;
+    // Planes that are a multiple of 1 KiB apart share a quarter of the first-level cache or less.
+    if (plane_size * element_size % 1024 == 0) plane_size += 64 / element_size;
+    row_step = in_place ? c.step.h * c.image.h : pitch;
     std::vector<Index> by_term;
     by_term.reserve(static_cast<std::size_t>(terms));
     for (Index p = 0; p < c.planes; ++p)
@@ -117,7 +136,7 @@ void Plan::lay_out() {
             for (Index j = 0; j < columns.taps(); ++j)
                 by_term.push_back(in_place ? p * c.image.plane + c.row_taps[static_cast<std::size_t>(i)] * c.image.h +
                                                  c.column_taps[static_cast<std::size_t>(j)]
-                                           : (rows.at(i, copy_h) * c.planes + p) * pitch + columns.at(j, copy_w));
+                                           : p * plane_size + rows.at(i, copy_h) * pitch + columns.at(j, copy_w));
     const auto& sequence = c.program.sequence;
     if (sequence.empty()) {
         taps = std::move(by_term);

@@ -70,15 +70,17 @@ public:
     const Contraction& c;
     const TileKernel* kernel = nullptr;
     bool in_place = false;
+    bool wraps = false;  // a tile's columns run on from one image row into the next; those between rows are not wanted
     Index terms;
     Index term_size, element_size;  // bytes: of T; of the accumulator, which is how a tile reads its operands
 
     Index first_tap_h, first_tap_w, span_h, span_w;  // of the window
     Index chunk_h, chunk_w, chunks_h, chunks_w;
-    Axis rows, columns;           // of a chunk's copy
-    Index copy_h, copy_w, pitch;  // columns it has room for; elements of one of its rows
+    Axis rows, columns;       // of a chunk's copy
+    Index copy_h, copy_w;     // columns it has room for
+    Index pitch, plane_size;  // elements of a row and of a plane of the copy
+    Index row_step;           // elements from a column to the one below it, in the copy or in place
     std::vector<Index> taps, position;
-    Index tile_row_step;
 
     Index panels, panel_elements, panel_block;  // per group; block: bytes of a panel with its bias and bounds
     bool shared_panels;
@@ -104,8 +106,9 @@ public:
     }
 
 private:
-    bool could_stay_in_place(const TileKernel& k) const;
-    double cost(const TileKernel& k, bool stays) const;
+    bool could_stay_in_place(const TileKernel& k, bool wrapping) const;
+    Index copy_bytes(Index h, Index w) const;
+    double cost(const TileKernel& k, bool stays, bool wrapping) const;
     void choose_kernel(const Kernels& kernels);
     void choose_chunks(int threads);
     void lay_out();

@@ -74,6 +74,16 @@ struct PanelSource {
     int rows, width;        // rows given; rows of the panel (the rest is +0)
 };
 
+// A plane of an image to be copied to rows of `width` positions, `pitch` apart: those of rows first_row..last_row and
+// positions first..last of a row come from memory, from `data` on, the others are +0.
+struct PlaneSource {
+    const void* data;
+    Index row_stride, stride;
+    Index first_row, last_row, rows;
+    Index first, last, width;
+    Index pitch;
+};
+
 struct Kernels {
     const char* name;
     std::span<const TileKernel> tiles;
@@ -81,9 +91,9 @@ struct Kernels {
     void (*pack_float)(const PanelSource&, float*);
     void (*pack_float_wide)(const PanelSource&, double*);
     void (*pack_double)(const PanelSource&, double*);
-    void (*copy_float)(const float*, Index stride, Index count, float*);
-    void (*copy_float_wide)(const float*, Index stride, Index count, double*);
-    void (*copy_double)(const double*, Index stride, Index count, double*);
+    void (*copy_float)(const PlaneSource&, float*);
+    void (*copy_float_wide)(const PlaneSource&, double*);
+    void (*copy_double)(const PlaneSource&, double*);
     // Samples joined: older[i] = older[i] + newer[i].
     void (*join_float)(const float* newer, Index count, float* older);
     void (*join_double)(const double* newer, Index count, double* older);
@@ -94,6 +104,9 @@ struct Kernels {
     // target[i] += magnitude(source[i])
     void (*add_squares_double)(const double*, Index count, double* target);
     void (*add_magnitudes_double)(const double*, Index count, double* target);
+    // sums[i] = factor * sums[i], or factor * (at least the root of sums[i], at most 6.1% more).
+    void (*scale)(double* sums, Index count, double factor);
+    void (*bound_roots)(double* sums, Index count, double factor);
 };
 
 }  // namespace detconv

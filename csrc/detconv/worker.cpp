@@ -72,8 +72,7 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
         kernels_.maxima_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
     else
         kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
-    if (c_.is_float32)
-        for (int m = 0; m < width; ++m) panel.row_norm[m] = exact::norm_from_squares(panel.row_norm[m], plan_.terms);
+    if (c_.is_float32) kernels_.bound_roots(panel.row_norm, width, exact::rounded_up(plan_.terms));
 }
 
 void Worker::load(Index group, Index sample, Index chunk) {
@@ -92,15 +91,17 @@ void Worker::load(Index group, Index sample, Index chunk) {
     loaded_group_ = group, loaded_sample_ = sample, loaded_chunk_ = chunk;
 }
 
-// Copies what the chunk's taps read to [row][plane][column], with the padding, the rows and columns as Axis says.
+// Copies what the chunk's taps read to [plane][row][column], with the padding, the rows and columns as Axis says.
 void Worker::copy_image(Index group, Index sample) {
     const Contraction::Operand& source = c_.image;
     const Axis &rows = plan_.rows, &columns = plan_.columns;
     const Index size = plan_.element_size, height = rows.run_length(plan_.copy_h),
                 width = columns.run_length(plan_.copy_w);
-    const Index row_bytes = c_.planes * plan_.pitch * size;
-    char* const target =
-        image_buffer_.at_least<char>(checked_multiply(rows.length(plan_.copy_h), row_bytes, "the copy of a chunk"));
+    // Tiles that wrap read beyond the last row.
+    const Index beyond = plan_.wraps ? kernel_.columns() : 0;
+    char* const target = image_buffer_.at_least<char>(
+        (checked_multiply(c_.planes, plan_.plane_size, "the copy of a chunk") + beyond) * size);
+    std::memset(target + c_.planes * plan_.plane_size * size, 0, static_cast<std::size_t>(beyond * size));
     const char* const data = offset(
         source.data, sample * source.sample + chunk_.batch * source.batch + group * source.group, plan_.term_size);
     // Positions begin..end of a run lie inside the image; the others, and those beyond the chunk, are +0.
@@ -116,35 +117,28 @@ void Worker::copy_image(Index group, Index sample) {
     };
     for (Index rh = 0; rh < rows.runs(); ++rh) {
         const Inside in_h = inside(rows, rh, chunk_.h, chunk_.height, c_.image_origin.h, c_.image_size.h);
-        for (Index q = 0; q < height; ++q) {
-            char* const row = target + (rh * height + q) * row_bytes;
-            if (q < in_h.begin || q >= in_h.end) {
-                std::memset(row, 0, static_cast<std::size_t>(row_bytes));
-                continue;
-            }
-            const Index h = in_h.first + q * rows.step;
-            for (Index rw = 0; rw < columns.runs(); ++rw) {
-                const Inside in_w = inside(columns, rw, chunk_.w, chunk_.width, c_.image_origin.w, c_.image_size.w);
-                const Index count = in_w.end - in_w.begin, stride = source.w * columns.step;
-                for (Index p = 0; p < c_.planes; ++p) {
-                    char* const to = row + (p * plan_.pitch + rw * width) * size;
-                    char* const middle = to + in_w.begin * size;
-                    std::memset(to, 0, static_cast<std::size_t>(in_w.begin * size));
-                    std::memset(to + in_w.end * size, 0, static_cast<std::size_t>((width - in_w.end) * size));
-                    if (count == 0) continue;
-                    const Index w = in_w.first + in_w.begin * columns.step;
-                    const char* const from =
-                        offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
-                    if (!c_.is_float32)
-                        kernels_.copy_double(reinterpret_cast<const double*>(from), stride, count,
-                                             reinterpret_cast<double*>(middle));
-                    else if (plan_.element_size == 8)
-                        kernels_.copy_float_wide(reinterpret_cast<const float*>(from), stride, count,
-                                                 reinterpret_cast<double*>(middle));
-                    else
-                        kernels_.copy_float(reinterpret_cast<const float*>(from), stride, count,
-                                            reinterpret_cast<float*>(middle));
-                }
+        for (Index rw = 0; rw < columns.runs(); ++rw) {
+            const Inside in_w = inside(columns, rw, chunk_.w, chunk_.width, c_.image_origin.w, c_.image_size.w);
+            const Index h = in_h.first + in_h.begin * rows.step, w = in_w.first + in_w.begin * columns.step;
+            PlaneSource plane{offset(data, h * source.h + w * source.w, plan_.term_size),
+                              source.h * rows.step,
+                              source.w * columns.step,
+                              in_h.begin,
+                              in_h.end,
+                              height,
+                              in_w.begin,
+                              in_w.end,
+                              width,
+                              plan_.pitch};
+            for (Index p = 0; p < c_.planes; ++p) {
+                char* const to = target + (p * plan_.plane_size + rh * height * plan_.pitch + rw * width) * size;
+                plane.data = offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
+                if (!c_.is_float32)
+                    kernels_.copy_double(plane, reinterpret_cast<double*>(to));
+                else if (size == 8)
+                    kernels_.copy_float_wide(plane, reinterpret_cast<double*>(to));
+                else
+                    kernels_.copy_float(plane, reinterpret_cast<float*>(to));
             }
         }
     }
@@ -160,80 +154,81 @@ void Worker::measure_columns() {
     const Index row_advance = in_place ? c_.step.h : 1;
     const Index length = in_place ? chunk_.width + plan_.span_w - 1 : plan_.pitch;
     const Index rows = in_place ? (chunk_.height - 1) * c_.step.h + plan_.span_h : plan_.rows.length(plan_.copy_h);
-    const Index row_stride = in_place ? c_.image.h : c_.planes * plan_.pitch;
-    const Index plane_stride = in_place ? c_.image.plane : plan_.pitch;
-    const char* const first =
-        in_place ? offset(image_, plan_.first_tap_h * c_.image.h + plan_.first_tap_w, plan_.element_size) : image_;
-    double* const sums = squares_buffer_.at_least<double>(rows * length);
+    double* const sums = squares_buffer_.at_least<double>((rows + 1) * length);
+    double* const window_rows = sums + rows * length;
     std::fill_n(sums, rows * length, 0.0);
-    for (Index row = 0; row < rows; ++row) {
-        for (Index p = 0; p < c_.planes; ++p) {
-            const char* const from = offset(first, row * row_stride + p * plane_stride, plan_.element_size);
-            if (!c_.is_float32)
-                kernels_.add_magnitudes_double(reinterpret_cast<const double*>(from), length, sums + row * length);
-            else
-                kernels_.add_squares_double(reinterpret_cast<const double*>(from), length, sums + row * length);
-        }
+    auto add = c_.is_float32 ? kernels_.add_squares_double : kernels_.add_magnitudes_double;
+    if (in_place) {
+        const double* const first =
+            reinterpret_cast<const double*>(image_) + plan_.first_tap_h * c_.image.h + plan_.first_tap_w;
+        for (Index row = 0; row < rows; ++row)
+            for (Index p = 0; p < c_.planes; ++p)
+                add(first + row * c_.image.h + p * c_.image.plane, length, sums + row * length);
+    } else {
+        for (Index p = 0; p < c_.planes; ++p)
+            add(reinterpret_cast<const double*>(image_) + p * plan_.plane_size, rows * length, sums);
     }
     // A tile that was shifted to stay inside the image starts before the chunk: room for it on the left and above.
-    norms_pitch_ = width + tile_w;
-    double* const memory = norms_buffer_.at_least<double>((height + tile_h) * norms_pitch_);
-    std::fill_n(memory, (height + tile_h) * norms_pitch_, 0.0);
+    // Columns that are not wanted have the norm 0, and are certain.
+    norms_pitch_ = plan_.wraps ? plan_.row_step : width + tile_w;
+    const Index size = (height + tile_h) * norms_pitch_ + 2 * tile_w;
+    double* const memory = norms_buffer_.at_least<double>(size);
+    std::fill_n(memory, size, 0.0);
     norms_ = memory + tile_h * norms_pitch_ + tile_w;
-    auto norm = [&](double sum, Index additions) {
-        return c_.is_float32 ? exact::norm_from_squares(sum, additions) : exact::norm_from_magnitudes(sum, additions);
-    };
+    auto bound = c_.is_float32 ? kernels_.bound_roots : kernels_.scale;
     // Many taps and few columns (a weight gradient): the windows nearly are the image, and its norm bounds them all.
-    const bool few = plan_.rows.taps() * plan_.columns.taps() > chunk_.height * chunk_.width;
-    const double whole = few ? norm(std::accumulate(sums, sums + rows * length, 0.0), rows * length + c_.planes) : 0;
+    if (plan_.rows.taps() * plan_.columns.taps() > chunk_.height * chunk_.width) {
+        double whole = std::accumulate(sums, sums + rows * length, 0.0);
+        bound(&whole, 1, exact::rounded_up(rows * length + c_.planes));
+        for (Index h = 0; h < chunk_.height; ++h) std::fill_n(norms_ + h * norms_pitch_, chunk_.width, whole);
+        return;
+    }
+    const double factor = exact::rounded_up(plan_.terms);
     for (Index h = 0; h < chunk_.height; ++h) {
         double* const norms = norms_ + h * norms_pitch_;
-        if (few) {
-            std::fill_n(norms, chunk_.width, whole);
-            continue;
+        std::fill_n(window_rows, length, 0.0);
+        for (Index i = 0; i < plan_.rows.taps(); ++i) {
+            const Index row = in_place ? c_.row_taps[static_cast<std::size_t>(i)] - plan_.first_tap_h
+                                       : plan_.rows.at(i, plan_.copy_h);
+            kernels_.join_double(sums + (h * row_advance + row) * length, length, window_rows);
         }
-        for (Index i = 0; i < plan_.rows.taps(); ++i)
-            for (Index j = 0; j < plan_.columns.taps(); ++j) {
-                const Index row = in_place ? c_.row_taps[static_cast<std::size_t>(i)] - plan_.first_tap_h
-                                           : plan_.rows.at(i, plan_.copy_h);
-                const Index column = in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
-                                              : plan_.columns.at(j, plan_.copy_w);
-                kernels_.join_double(sums + (h * row_advance + row) * length + column, chunk_.width, norms);
-            }
-        for (Index w = 0; w < chunk_.width; ++w) norms[w] = norm(norms[w], plan_.terms);
+        for (Index j = 0; j < plan_.columns.taps(); ++j) {
+            const Index column = in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
+                                          : plan_.columns.at(j, plan_.copy_w);
+            kernels_.join_double(window_rows + column, chunk_.width, norms);
+        }
+        bound(norms, chunk_.width, factor);
     }
 }
 
 void Worker::multiply(Index number, const Panel& panel, const Contraction::Output& out) {
-    const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
+    const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns(), row_step = plan_.row_step;
     const int rows = static_cast<int>(std::min<Index>(kernel_.rows(), c_.rows - number * kernel_.rows()));
     const bool reads_flags = c_.certified || c_.rescued;
     bool special_bias = false;
     if (c_.rescued)
         for (int m = 0; m < rows; ++m) special_bias |= !std::isfinite(read(panel.bias, m, c_.is_float32));
     const auto& code = c_.program.code;
-    Tile tile{panel.data,
-              kernel_.rows(),
-              nullptr,
-              plan_.taps.data(),
-              plan_.tile_row_step,
-              code.data(),
-              static_cast<Index>(code.size()),
-              panel.bias,
-              stack_,
-              totals_};
-    for (Index h = 0; h < chunk_.height; h += tile_h) {
+    Tile tile{
+        panel.data, kernel_.rows(), nullptr, plan_.taps.data(), row_step, code.data(), static_cast<Index>(code.size()),
+        panel.bias, stack_,         totals_};
+    // Where tiles wrap, the chunk is one long row. In place, a tile that would stick out of the image is shifted back;
+    // the outputs it then shares with another tile have the same bits and are not stored twice. In a copy there is room
+    // for it to stick out.
+    const bool wraps = plan_.wraps, in_place = plan_.in_place;
+    const Index height = wraps ? 1 : chunk_.height, width = (chunk_.height - height) * row_step + chunk_.width;
+    const Index last_top = c_.columns.h - tile_h - chunk_.h;
+    const Index last_left = (wraps ? (c_.columns.h - 1 - chunk_.h) * row_step : -chunk_.w) + c_.columns.w - tile_w;
+    for (Index h = 0; h < height; h += tile_h) {
         if (should_stop()) return;
-        // In place, a tile that would stick out of the image is shifted back; the outputs it then shares with another
-        // tile have the same bits and are not stored twice. In a copy there is room for it to stick out.
-        const Index top = plan_.in_place ? std::min(h, c_.columns.h - tile_h - chunk_.h) : h;
+        const Index top = in_place && !wraps ? std::min(h, last_top) : h;
         const int skip_h = static_cast<int>(h - top);
-        for (Index w = 0; w < chunk_.width; w += tile_w) {
-            const Index left = plan_.in_place ? std::min(w, c_.columns.w - tile_w - chunk_.w) : w;
+        for (Index w = 0; w < width; w += tile_w) {
+            const Index left = in_place ? std::min(w, last_left) : w;
             const int skip_w = static_cast<int>(w - left);
-            tile.image = offset(image_, top * plan_.tile_row_step + left, plan_.element_size);
-            const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, chunk_.height - h)),
-                                static_cast<int>(std::min(tile_w - skip_w, chunk_.width - w))};
+            tile.image = offset(image_, top * row_step + left, plan_.element_size);
+            const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, height - h)),
+                                static_cast<int>(std::min(tile_w - skip_w, width - w))};
             if (reads_flags) parallel::Flags::clear();
             kernel_.run(tile);
             if (reads_flags) {
@@ -243,9 +238,17 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
                 // an infinite bias that is added last raises no flag.
                 if (c_.rescued && (flags.overflow || flags.invalid || special_bias)) rescue(tile);
             }
-            kernel_.store({offset(totals_, total_index(0, skip_h, skip_w), plan_.element_size),
-                           offset(out.data, h * out.h + w * out.w, plan_.term_size), out.row, out.h, out.w, rows,
-                           wanted.image_rows, wanted.columns, c_.rounding});
+            // A tile that wraps has a piece of each row that it meets, and between them columns that are not wanted.
+            for (Index at = w, end = w + wanted.columns; at < end;) {
+                const Index row = wraps ? at / row_step : h, column = wraps ? at % row_step : at;
+                const Index piece = std::min(end - at, chunk_.width - column);
+                if (piece > 0)
+                    kernel_.store(
+                        {offset(totals_, total_index(0, skip_h, static_cast<int>(at - left)), plan_.element_size),
+                         offset(out.data, row * out.h + column * out.w, plan_.term_size), out.row, out.h, out.w, rows,
+                         wanted.image_rows, static_cast<int>(piece), c_.rounding});
+                at += wraps ? row_step - column : piece;
+            }
         }
     }
 }

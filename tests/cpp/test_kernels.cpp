@@ -396,16 +396,36 @@ void check_pack(void (*pack)(const PanelSource&, Element*), Random& random, cons
 }
 
 template <class T, class Element>
-void check_copy(void (*copy)(const T*, Index, Index, Element*), Random& random, const char* name) {
-    const Index count = random.between(0, 70), stride = random.chance(50) ? 1 : random.between(-3, 3);
-    const Index reach = std::abs(stride) * std::max<Index>(count - 1, 0);
-    const auto source = made<T>(reach + 1, random.next(), "wide");
-    const T* const first = source.data() + (stride < 0 ? reach : 0);
-    std::vector<Element> target(unsigned_of(count));
-    copy(first, stride, count, target.data());
+void check_copy(void (*copy)(const PlaneSource&, Element*), Random& random, const char* name) {
+    PlaneSource from{};
+    from.rows = random.between(0, 6), from.first_row = random.between(0, from.rows);
+    from.last_row = random.between(from.first_row, from.rows);
+    from.width = random.between(0, 70), from.first = random.between(0, std::min<Index>(from.width, 3));
+    from.last = random.between(from.first, from.width);
+    from.pitch = from.width + random.between(0, 3);
+    from.stride = random.chance(50) ? 1 : random.between(-3, 3);
+    const Index rows = from.last_row - from.first_row, count = from.last - from.first;
+    const Index reach = std::abs(from.stride) * std::max<Index>(count - 1, 0), length = reach + 1;
+    from.row_stride = random.chance(50) ? length : -length - random.between(0, 3);
+    const Index up = std::max<Index>(rows - 1, 0) * std::abs(from.row_stride);
+    const auto source = made<T>(up + length, random.next(), "wide");
+    const T* const first = source.data() + (from.stride < 0 ? reach : 0) + (from.row_stride < 0 ? up : 0);
+    from.data = first;
+    std::vector<Element> target(unsigned_of(from.rows * from.pitch), Element(7));
+    copy(from, target.data());
     bool equal = true;
-    for (Index i = 0; i < count; ++i) equal &= same(target[unsigned_of(i)], static_cast<Element>(first[i * stride]));
-    CHECK(equal, name << ' ' << count << ' ' << stride);
+    for (Index h = 0; h < from.rows; ++h)
+        for (Index w = 0; w < from.pitch; ++w) {
+            const bool inside = h >= from.first_row && h < from.last_row && w >= from.first && w < from.last;
+            const Element wanted =
+                w >= from.width ? Element(7)
+                : inside        ? static_cast<Element>(
+                                      first[(h - from.first_row) * from.row_stride + (w - from.first) * from.stride])
+                                : Element(0);
+            equal &= same(target[unsigned_of(h * from.pitch + w)], wanted);
+        }
+    CHECK(equal, name << ' ' << from.rows << " rows of " << from.width << ", " << rows << " of " << count << " apart "
+                      << from.stride);
 }
 
 // target[i] += magnitude(source[i]), one addition each.
@@ -443,6 +463,25 @@ void check_fold(void (*fold)(const double*, Index, int, double*), double (*step)
     CHECK(target == wanted, name << ' ' << terms << ' ' << width);
 }
 
+TEST("kernels: bounds of roots are upper bounds, and close ones") {
+    Random random(25);
+    for_each_instruction_set([&](const Kernels& k) {
+        auto given = made<double>(3000, random.next(), "wide");
+        for (double& v : given) v = std::abs(v);
+        for (const double v : {0.0, 0x1p-1074, 0x1p-1022, 1.0, 2.0, 3.0, 4.0, 0x1p1023}) given.push_back(v);
+        auto roots = given, scaled = given;
+        k.bound_roots(roots.data(), static_cast<Index>(roots.size()), 1);
+        k.scale(scaled.data(), static_cast<Index>(scaled.size()), 0.75);
+        int below = 0, far = 0, wrong = 0;
+        for (std::size_t i = 0; i < given.size(); ++i) {
+            below += std::sqrt(given[i]) > roots[i];
+            far += roots[i] > std::max(1.0607 * std::sqrt(given[i]), 0x1p-511);
+            wrong += scaled[i] != 0.75 * given[i];
+        }
+        CHECK(below == 0 && far == 0 && wrong == 0, k.name << ' ' << below << ' ' << far << ' ' << wrong);
+    });
+}
+
 TEST("kernels: packing, copying and adding") {
     Random random(24);
     for_each_instruction_set([&](const Kernels& k) {
@@ -450,9 +489,9 @@ TEST("kernels: packing, copying and adding") {
             check_pack<float>(k.pack_float, random, k.name);
             check_pack<float>(k.pack_float_wide, random, k.name);
             check_pack<double>(k.pack_double, random, k.name);
-            check_copy(k.copy_float, random, k.name);
-            check_copy(k.copy_float_wide, random, k.name);
-            check_copy(k.copy_double, random, k.name);
+            check_copy<float>(k.copy_float, random, k.name);
+            check_copy<float>(k.copy_float_wide, random, k.name);
+            check_copy<double>(k.copy_double, random, k.name);
             constexpr auto square = [](double x) { return x * x; };
             constexpr auto magnitude = [](double x) { return std::abs(x); };
             check_add(k.add_squares_double, square, random, k.name);
