@@ -33,8 +33,7 @@ struct TileOutput {
     Rounding rounding;
 };
 
-// Certificate of exact totals: |total - sum| <= gamma * row_norm * column_norm + bias_bound (exact.hpp). `certify`
-// replaces totals by what they round to, and marks those that may round either way.
+// Certificate of exact totals: |total - sum| <= gamma * row_norm * column_norm + bias_bound (exact.hpp).
 struct Certificate {
     void* totals;
     double gamma;
@@ -43,7 +42,7 @@ struct Certificate {
     const double* column_norm;  // [image row][column], image rows apart by column_norm_stride
     Index column_norm_stride;
     Rounding rounding;
-    std::uint8_t* uncertain;  // [broadcast][vector][lane], 1 where the certificate does not hold
+    std::uint8_t* uncertain;  // [broadcast][vector][lane], 1 where it may round either way; written if there is one
 };
 
 // One row a kernel: the driver, the tests and the benches read this table; nothing runs that is not in it.
@@ -82,6 +81,7 @@ struct PlaneSource {
     Index first_row, last_row, rows;
     Index first, last, width;
     Index pitch;
+    Index ahead;  // in memory, from this plane to the one that will be copied next
 };
 
 struct Kernels {

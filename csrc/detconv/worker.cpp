@@ -129,7 +129,8 @@ void Worker::copy_image(Index group, Index sample) {
                               in_w.begin,
                               in_w.end,
                               width,
-                              plan_.pitch};
+                              plan_.pitch,
+                              source.plane};
             for (Index p = 0; p < c_.planes; ++p) {
                 char* const to = target + (p * plan_.plane_size + rh * height * plan_.pitch + rw * width) * size;
                 plane.data = offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
