@@ -211,9 +211,8 @@ constexpr TileKernel tiles[] = {
     row<Wide<D>, float, Rows<1, 28, 7>>(36, 90),      row<Wide<D>, float, Rows<1, 24>>(31, 78),
     row<Wide<D>, float, Rows<1, 16>>(22, 52),         row<Wide<D>, float, Rows<2, 9, 3>>(20, 60),
     row<Wide<D>, float, Rows<1, 25, 5>>(35, 80),      row<Wide<D>, float, Rows<4, 1>>(12, 16),
-    row<Wide<D>, float, Columns<3, 8>>(26, 80),       row<Wide<D>, float, Columns<8, 1, 2>>(21, 30),
-    row<Wide<D>, float, Columns<7, 1, 1>>(18, 26),    row<Wide<D>, float, Columns<8, 1, 8>>(21, 30),
-    row<Wide<D>, float, Columns<4, 1, 1>>(12, 16),
+    row<Wide<D>, float, Columns<3, 8>>(26, 80),       row<Wide<D>, float, Columns<8, 1, 2>>(20, 30),
+    row<Wide<D>, float, Columns<16, 1>>(38, 55),      row<Wide<D>, float, Columns<4, 1, 1>>(12, 16),
 
     row<Plain<D>, double, Rows<2, 14>>(29, 45),       row<Plain<D>, double, Rows<2, 14, 7>>(30, 45),
     row<Plain<D>, double, Rows<1, 28>>(35, 35),       row<Plain<D>, double, Rows<1, 28, 14>>(36, 36),
@@ -382,6 +381,20 @@ void add_magnitudes(const double* source, Index count, double* target) {
     accumulate(source, count, target, [](D x) { return abs(x); });
 }
 
+void add_shifted(const double* source, const Index* offsets, Index number, Index count, double* target) {
+    Index i = 0;
+    for (; i + D::size <= count; i += D::size) {
+        D sum = D::load(source + offsets[0] + i);
+        for (Index k = 1; k < number; ++k) sum = sum + D::load(source + offsets[k] + i);
+        sum.store(target + i);
+    }
+    for (; i < count; ++i) {
+        double sum = source[offsets[0] + i];
+        for (Index k = 1; k < number; ++k) sum = sum + source[offsets[k] + i];
+        target[i] = sum;
+    }
+}
+
 void scale(double* sums, Index count, double factor) {
     for (Index i = 0; i < count; ++i) sums[i] = factor * sums[i];
 }
@@ -427,6 +440,7 @@ const Kernels kernels = {
     .maxima_double = maxima,
     .add_squares_double = add_squares,
     .add_magnitudes_double = add_magnitudes,
+    .add_shifted_double = add_shifted,
     .scale = scale,
     .bound_roots = bound_roots,
 };

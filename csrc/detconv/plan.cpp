@@ -86,7 +86,9 @@ void Plan::choose_kernel(const Kernels& kernels) {
             if (wrapping && (k.image_rows() > 1 || c.columns.h == 1 ||
                              (!stays && copy_bytes(1, c.columns.w + k.columns()) > chunk_bytes)))
                 continue;
-            const double estimate = cost(k, stays, wrapping);
+            double estimate = cost(k, stays, wrapping);
+            // A tile's window is copied at once: one that needs much memory is the last choice.
+            if (!stays && copy_bytes(k.image_rows(), k.columns()) > 2 * chunk_bytes) estimate *= 16;
             if (kernel == nullptr || estimate < best) kernel = &k, in_place = stays, wraps = wrapping, best = estimate;
         }
     }

@@ -104,6 +104,8 @@ struct Kernels {
     // target[i] += magnitude(source[i])
     void (*add_squares_double)(const double*, Index count, double* target);
     void (*add_magnitudes_double)(const double*, Index count, double* target);
+    // target[i] = source[i + offsets[0]] + source[i + offsets[1]] + ...
+    void (*add_shifted_double)(const double* source, const Index* offsets, Index number, Index count, double* target);
     // sums[i] = factor * sums[i], or factor * (at least the root of sums[i], at most 6.1% more).
     void (*scale)(double* sums, Index count, double factor);
     void (*bound_roots)(double* sums, Index count, double factor);

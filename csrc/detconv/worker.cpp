@@ -146,16 +146,18 @@ void Worker::copy_image(Index group, Index sample) {
     image_ = target;
 }
 
-// Norms of the windows of the chunk's columns: sums over the planes first, then over the taps of the window.
+// Norms of the windows of the chunk's columns: sums over the planes, then over the rows and the columns of a window.
 void Worker::measure_columns() {
     const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
-    const Index width = round_up(chunk_.width, tile_w), height = round_up(chunk_.height, tile_h);
     // The image as rows of `length` elements, `planes` of them to be added up; in place it is dense.
     const bool in_place = plan_.in_place;
     const Index row_advance = in_place ? c_.step.h : 1;
     const Index length = in_place ? chunk_.width + plan_.span_w - 1 : plan_.pitch;
     const Index rows = in_place ? (chunk_.height - 1) * c_.step.h + plan_.span_h : plan_.rows.length(plan_.copy_h);
-    double* const sums = squares_buffer_.at_least<double>((rows + 1) * length);
+    // Rows of columns that lie side by side are measured as one; those between them are not wanted.
+    const Index lines = row_advance == 1 ? 1 : chunk_.height, line_rows = chunk_.height / lines;
+    const Index line = (line_rows - 1) * length + chunk_.width;
+    double* const sums = squares_buffer_.at_least<double>((rows + line_rows) * length);
     double* const window_rows = sums + rows * length;
     std::fill_n(sums, rows * length, 0.0);
     auto add = c_.is_float32 ? kernels_.add_squares_double : kernels_.add_magnitudes_double;
@@ -169,36 +171,35 @@ void Worker::measure_columns() {
         for (Index p = 0; p < c_.planes; ++p)
             add(reinterpret_cast<const double*>(image_) + p * plan_.plane_size, rows * length, sums);
     }
-    // A tile that was shifted to stay inside the image starts before the chunk: room for it on the left and above.
-    // Columns that are not wanted have the norm 0, and are certain.
-    norms_pitch_ = plan_.wraps ? plan_.row_step : width + tile_w;
-    const Index size = (height + tile_h) * norms_pitch_ + 2 * tile_w;
-    double* const memory = norms_buffer_.at_least<double>(size);
-    std::fill_n(memory, size, 0.0);
-    norms_ = memory + tile_h * norms_pitch_ + tile_w;
+    // A tile that was shifted to stay inside the image starts before the chunk, and one that sticks out ends behind it:
+    // room for both. What is not wanted may have any norm.
+    norms_pitch_ = plan_.wraps ? plan_.row_step : length;
+    const Index room = tile_h * norms_pitch_ + tile_w, columns = chunk_.height * norms_pitch_;
+    double* const memory = norms_buffer_.at_least<double>(columns + 2 * room);
+    norms_ = memory + room;
+    std::fill(memory, norms_, 0.0);
+    std::fill_n(norms_ + columns - norms_pitch_, norms_pitch_ + room, 0.0);
     auto bound = c_.is_float32 ? kernels_.bound_roots : kernels_.scale;
     // Many taps and few columns (a weight gradient): the windows nearly are the image, and its norm bounds them all.
     if (plan_.rows.taps() * plan_.columns.taps() > chunk_.height * chunk_.width) {
         double whole = std::accumulate(sums, sums + rows * length, 0.0);
         bound(&whole, 1, exact::rounded_up(rows * length + c_.planes));
-        for (Index h = 0; h < chunk_.height; ++h) std::fill_n(norms_ + h * norms_pitch_, chunk_.width, whole);
+        std::fill_n(norms_, columns, whole);
         return;
     }
-    const double factor = exact::rounded_up(plan_.terms);
-    for (Index h = 0; h < chunk_.height; ++h) {
-        double* const norms = norms_ + h * norms_pitch_;
-        std::fill_n(window_rows, length, 0.0);
-        for (Index i = 0; i < plan_.rows.taps(); ++i) {
-            const Index row = in_place ? c_.row_taps[static_cast<std::size_t>(i)] - plan_.first_tap_h
-                                       : plan_.rows.at(i, plan_.copy_h);
-            kernels_.join_double(sums + (h * row_advance + row) * length, length, window_rows);
-        }
-        for (Index j = 0; j < plan_.columns.taps(); ++j) {
-            const Index column = in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
-                                          : plan_.columns.at(j, plan_.copy_w);
-            kernels_.join_double(window_rows + column, chunk_.width, norms);
-        }
-        bound(norms, chunk_.width, factor);
+    std::vector<Index> row_offsets, column_offsets;
+    for (Index i = 0; i < plan_.rows.taps(); ++i)
+        row_offsets.push_back(length * (in_place ? c_.row_taps[static_cast<std::size_t>(i)] - plan_.first_tap_h
+                                                 : plan_.rows.at(i, plan_.copy_h)));
+    for (Index j = 0; j < plan_.columns.taps(); ++j)
+        column_offsets.push_back(in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
+                                          : plan_.columns.at(j, plan_.copy_w));
+    for (Index i = 0; i < lines; ++i) {
+        double* const norms = norms_ + i * norms_pitch_;
+        kernels_.add_shifted_double(sums + i * row_advance * length, row_offsets.data(), plan_.rows.taps(),
+                                    line_rows * length, window_rows);
+        kernels_.add_shifted_double(window_rows, column_offsets.data(), plan_.columns.taps(), line, norms);
+        bound(norms, line, exact::rounded_up(plan_.terms));
     }
 }
 

@@ -483,6 +483,24 @@ TEST("kernels: bounds of roots are upper bounds, and close ones") {
     });
 }
 
+TEST("kernels: shifted copies are added in turn") {
+    Random random(26);
+    for_each_instruction_set([&](const Kernels& k) {
+        for (int i = 0; i < 100; ++i) {
+            const Index count = random.between(0, 70);
+            std::vector<Index> offsets;
+            for (Index n = random.between(1, 5); n > 0; --n) offsets.push_back(random.between(0, 20));
+            const auto source = made<double>(count + 20, random.next(), "uniform");
+            std::vector<double> target(unsigned_of(count), 7), wanted(unsigned_of(count), 0);
+            for (Index j = 0; j < count; ++j)
+                for (const Index offset : offsets) wanted[unsigned_of(j)] += source[unsigned_of(j + offset)];
+            k.add_shifted_double(source.data(), offsets.data(), static_cast<Index>(offsets.size()), count,
+                                 target.data());
+            CHECK(target == wanted, k.name << ' ' << count);
+        }
+    });
+}
+
 TEST("kernels: packing, copying and adding") {
     Random random(24);
     for_each_instruction_set([&](const Kernels& k) {
