@@ -31,6 +31,7 @@ Plan::Plan(const Contraction& contraction, const Execution& execution)
     choose_kernel(execution.kernels);
     choose_chunks(execution.threads);
     lay_out();
+    skip_padding();
     share_work(execution.threads);
     if (c.certified)
         gamma =
@@ -66,6 +67,14 @@ double Plan::cost(const TileKernel& k, bool stays, bool wrapping) const {
     const Index across = wrapping ? divide_up((c.columns.h - 1) * row_to_row + c.columns.w, k.columns())
                                   : divide_up(c.columns.h, k.image_rows()) * divide_up(c.columns.w, k.columns());
     const auto tiles = static_cast<double>(divide_up(c.rows, k.rows()) * across);
+    if (!wrapping && !stays && c.accumulator != Accumulator::kahan && c.accumulator != Accumulator::twofold) {
+        Index skipped = 0;  // rows of taps, of those of all rows of tiles
+        for (Index row = 0; row < c.columns.h; row += k.image_rows())
+            for (const Index tap : c.row_taps) skipped += is_padding(tap, row, k) ? 1 : 0;
+        const double kept = 1 - static_cast<double>(skipped) /
+                                    static_cast<double>(rows.taps() * divide_up(c.columns.h, k.image_rows()));
+        fused *= kept, rounded *= kept;
+    }
     // In the table's unit, 100 a tile go into starting it, and for each of its vectors 6 into storing, 30 with a
     // transposition.
     const double vector = k.side == Side::rows ? 30 : 6;
@@ -103,6 +112,8 @@ void Plan::choose_chunks(int threads) {
     while (chunk_w > tile_w && copy_bytes(tile_h, chunk_w) > 2 * chunk_bytes)
         chunk_w = round_up(divide_up(chunk_w, 2), tile_w);
     chunk_h = std::min(c.columns.h, tile_h);
+    // All of a small image: it is copied once for all panels, and each of these is packed when its turn comes.
+    if (chunk_w == c.columns.w && copy_bytes(c.columns.h, c.columns.w) <= 2 * chunk_bytes) chunk_h = c.columns.h;
     while (chunk_h < c.columns.h && copy_bytes(chunk_h + tile_h, chunk_w) <= chunk_bytes) chunk_h += tile_h;
     // One row only (a flattened 1x1): columns are what there is to cut.
     chunks_w = divide_up(c.columns.w, chunk_w);
@@ -152,11 +163,57 @@ void Plan::lay_out() {
     }
 }
 
+// Whether a row of taps lies in the padding for all rows of columns of the tile that starts with `row`.
+bool Plan::is_padding(Index tap, Index row, const TileKernel& k) const {
+    const Index last = std::min(row + k.image_rows(), c.columns.h) - 1;
+    return row * c.step.h + tap >= c.image_origin.h + c.image_size.h || last * c.step.h + tap < c.image_origin.h;
+}
+
+void Plan::skip_padding() {
+    programs = {c.program.code};
+    const bool skips = c.accumulator == Accumulator::plain || c.accumulator == Accumulator::wide;
+    if (!skips || wraps ||
+        (first_tap_h >= c.image_origin.h &&
+         first_tap_h + span_h + (c.columns.h - 1) * c.step.h <= c.image_origin.h + c.image_size.h))
+        return;
+    const auto nh = static_cast<Index>(c.row_taps.size()), nw = static_cast<Index>(c.column_taps.size());
+    std::vector<std::vector<bool>> skipped{std::vector<bool>(c.row_taps.size(), false)};
+    Index budget = 1024 + terms / 4;  // instructions
+    program_of_row.resize(static_cast<std::size_t>(c.columns.h), 0);
+    for (Index row = 0; row < c.columns.h; ++row) {
+        std::vector<bool> skip;
+        for (const Index tap : c.row_taps) skip.push_back(is_padding(tap, row, *kernel));
+        auto found = std::ranges::find(skipped, skip);
+        if (found == skipped.end() && budget > 0 && skipped.size() < 0xffff) {
+            std::vector<Instruction> code;
+            for (const Instruction& i : c.program.code) {
+                if (i.op != Op::fused && i.op != Op::rounded) {
+                    code.push_back(i);
+                    continue;
+                }
+                for (Index r = i.begin, begin = r; r <= i.end; ++r) {
+                    const Index k =
+                        r == i.end || c.program.sequence.empty() ? r : c.program.sequence[static_cast<std::size_t>(r)];
+                    if (r < i.end && !skip[static_cast<std::size_t>(k / nw % nh)]) continue;
+                    if (begin < r) code.push_back({i.op, i.narrow, begin, r});
+                    begin = r + 1;
+                }
+            }
+            budget -= static_cast<Index>(code.size());
+            programs.push_back(std::move(code));
+            skipped.push_back(skip);
+            found = skipped.end() - 1;
+        }
+        if (found != skipped.end())
+            program_of_row[static_cast<std::size_t>(row)] = static_cast<std::uint16_t>(found - skipped.begin());
+    }
+}
+
 void Plan::share_work(int threads) {
     const Index width = kernel->rows();
     panels = divide_up(c.rows, width);
     panel_elements = checked_multiply(terms, width, "a packed panel");
-    panel_block = round_up(panel_elements * element_size, 64) + 3 * round_up(width * 8, 64);
+    panel_block = round_up(panel_elements * element_size, 64) + 3 * round_up(width * 8, 64) + 64;
     const bool joins = c.samples > 1;
     shared_panels =
         !joins && checked_multiply(panels * c.groups, panel_block, "packed panels") <= panel_bytes * threads;
@@ -178,6 +235,8 @@ void Plan::share_work(int threads) {
     units = c.groups * panel_parts * chunk_parts;
     unit_panels = divide_up(panels, panel_parts);
     unit_chunks = divide_up(chunks(), chunk_parts);
+    // A panel that meets one chunk only is packed when its turn comes, and is still in the cache then.
+    kept_panels = unit_chunks > 1 ? unit_panels : 1;
 }
 
 }  // namespace detconv

@@ -81,11 +81,16 @@ public:
     Index pitch, plane_size;  // elements of a row and of a plane of the copy
     Index row_step;           // elements from a column to the one below it, in the copy or in place
     std::vector<Index> taps, position;
+    // The program, and what is left of it for tiles near the border: their rows all have padding at some taps, whose
+    // terms change no bit where the weights are finite (contract, point 7; never for Kahan).
+    std::vector<std::vector<Instruction>> programs;
+    std::vector<std::uint16_t> program_of_row;  // of columns; empty: always the whole program
 
     Index panels, panel_elements, panel_block;  // per group; block: bytes of a panel with its bias and bounds
     bool shared_panels;
     Index panel_parts, chunk_parts, units;  // per group
     Index unit_panels, unit_chunks;         // at most, of a unit
+    Index kept_panels;                      // of a thread, where they are not shared
     double gamma = 0;
 
     Index chunks() const { return c.batches * chunks_h * chunks_w; }
@@ -93,6 +98,11 @@ public:
         const Index w = number % chunks_w * chunk_w, h = number / chunks_w % chunks_h * chunk_h;
         return {number / chunks_w / chunks_h, h, w, std::min(chunk_h, c.columns.h - h),
                 std::min(chunk_w, c.columns.w - w)};
+    }
+
+    // For a tile whose first row of columns is `row`.
+    const std::vector<Instruction>& program(Index row, bool finite_weights) const {
+        return programs[program_of_row.empty() || !finite_weights ? 0 : program_of_row[static_cast<std::size_t>(row)]];
     }
 
     // Where the outputs of a panel and a chunk go.
@@ -109,9 +119,11 @@ private:
     bool could_stay_in_place(const TileKernel& k, bool wrapping) const;
     Index copy_bytes(Index h, Index w) const;
     double cost(const TileKernel& k, bool stays, bool wrapping) const;
+    bool is_padding(Index tap, Index row, const TileKernel& k) const;
     void choose_kernel(const Kernels& kernels);
     void choose_chunks(int threads);
     void lay_out();
+    void skip_padding();
     void share_work(int threads);
 };
 

@@ -87,10 +87,10 @@ struct PlaneSource {
 struct Kernels {
     const char* name;
     std::span<const TileKernel> tiles;
-    // [to double] by element type of the source and whether the target is double
-    void (*pack_float)(const PanelSource&, float*);
-    void (*pack_float_wide)(const PanelSource&, double*);
-    void (*pack_double)(const PanelSource&, double*);
+    // By element type of the source, [wide] to double. Packing tells whether all elements are finite.
+    bool (*pack_float)(const PanelSource&, float*);
+    bool (*pack_float_wide)(const PanelSource&, double*);
+    bool (*pack_double)(const PanelSource&, double*);
     void (*copy_float)(const PlaneSource&, float*);
     void (*copy_float_wide)(const PlaneSource&, double*);
     void (*copy_double)(const PlaneSource&, double*);

@@ -38,12 +38,9 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
                        rows, width};
     // The longest pieces that are contiguous: all of a row, a plane of it, a row of the plane, single terms.
     auto pack_segments = [&](const PanelSource& s) {
-        if (!c_.is_float32)
-            kernels_.pack_double(s, reinterpret_cast<double*>(panel.data));
-        else if (plan_.element_size == 8)
-            kernels_.pack_float_wide(s, reinterpret_cast<double*>(panel.data));
-        else
-            kernels_.pack_float(s, reinterpret_cast<float*>(panel.data));
+        *panel.finite = !c_.is_float32            ? kernels_.pack_double(s, reinterpret_cast<double*>(panel.data))
+                        : plan_.element_size == 8 ? kernels_.pack_float_wide(s, reinterpret_cast<double*>(panel.data))
+                                                  : kernels_.pack_float(s, reinterpret_cast<float*>(panel.data));
     };
     const bool plane_contiguous = (nw == 1 || p.w == 1) && (nh == 1 || p.h == nw * p.w) && (nh * nw == 1 || p.w == 1);
     if (plane_contiguous && (c_.planes <= 1 || p.plane == nh * nw)) {
@@ -52,6 +49,7 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
         source.segments = c_.planes, source.segment_terms = nh * nw, source.segment_stride = p.plane;
         pack_segments(source);
     } else {
+        *panel.finite = false;  // not known
         for (Index r = 0; r < plan_.terms; ++r) {
             const Index k = c_.program.sequence.empty() ? r : c_.program.sequence[static_cast<std::size_t>(r)];
             const Index at = k / (nh * nw) * p.plane + k / nw % nh * p.h + k % nw * p.w;
@@ -115,6 +113,8 @@ void Worker::copy_image(Index group, Index sample) {
         const Index end = first < size_of_image ? std::min(divide_up(size_of_image - first, axis.step), positions) : 0;
         return Inside{first, begin, std::max(begin, end)};
     };
+    // Where a chunk is a whole image, the padding of the one before is that of this one.
+    const bool has_padding = loaded_chunk_ >= 0 && plan_.chunks_h == 1 && plan_.chunks_w == 1;
     for (Index rh = 0; rh < rows.runs(); ++rh) {
         const Inside in_h = inside(rows, rh, chunk_.h, chunk_.height, c_.image_origin.h, c_.image_size.h);
         for (Index rw = 0; rw < columns.runs(); ++rw) {
@@ -131,8 +131,14 @@ void Worker::copy_image(Index group, Index sample) {
                               width,
                               plan_.pitch,
                               source.plane};
+            Index first = rh * height * plan_.pitch + rw * width;
+            if (has_padding) {
+                first += plane.first_row * plan_.pitch + plane.first;
+                plane.rows = plane.last_row -= plane.first_row, plane.first_row = 0;
+                plane.width = plane.last -= plane.first, plane.first = 0;
+            }
             for (Index p = 0; p < c_.planes; ++p) {
-                char* const to = target + (p * plan_.plane_size + rh * height * plan_.pitch + rw * width) * size;
+                char* const to = target + (p * plan_.plane_size + first) * size;
                 plane.data = offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
                 if (!c_.is_float32)
                     kernels_.copy_double(plane, reinterpret_cast<double*>(to));
@@ -210,10 +216,8 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
     bool special_bias = false;
     if (c_.rescued)
         for (int m = 0; m < rows; ++m) special_bias |= !std::isfinite(read(panel.bias, m, c_.is_float32));
-    const auto& code = c_.program.code;
-    Tile tile{
-        panel.data, kernel_.rows(), nullptr, plan_.taps.data(), row_step, code.data(), static_cast<Index>(code.size()),
-        panel.bias, stack_,         totals_};
+    Tile tile{panel.data, kernel_.rows(), nullptr, plan_.taps.data(), row_step, nullptr, 0,
+              panel.bias, stack_,         totals_};
     // Where tiles wrap, the chunk is one long row. In place, a tile that would stick out of the image is shifted back;
     // the outputs it then shares with another tile have the same bits and are not stored twice. In a copy there is room
     // for it to stick out.
@@ -225,6 +229,8 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
         if (should_stop()) return;
         const Index top = in_place && !wraps ? std::min(h, last_top) : h;
         const int skip_h = static_cast<int>(h - top);
+        const auto& code = plan_.program(chunk_.h + top, *panel.finite);
+        tile.code = code.data(), tile.code_size = static_cast<Index>(code.size());
         for (Index w = 0; w < width; w += tile_w) {
             const Index left = in_place ? std::min(w, last_left) : w;
             const int skip_w = static_cast<int>(w - left);

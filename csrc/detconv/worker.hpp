@@ -43,12 +43,14 @@ struct Panel {
     char* data;
     void* bias;  // in the accumulator's type
     double *row_norm, *bias_bound;
+    bool* finite;  // whether all its weights are
 
     Panel(void* block, const Plan& plan)
         : data(static_cast<char*>(block)),
           bias(data + round_up(plan.panel_elements * plan.element_size, 64)),
           row_norm(static_cast<double*>(bias) + round_up(plan.kernel->rows(), 8)),
-          bias_bound(row_norm + round_up(plan.kernel->rows(), 8)) {}
+          bias_bound(row_norm + round_up(plan.kernel->rows(), 8)),
+          finite(reinterpret_cast<bool*>(bias_bound + round_up(plan.kernel->rows(), 8))) {}
 };
 
 // The outputs of a tile that are wanted: rows from 0, columns from (h, w).
@@ -69,7 +71,8 @@ public:
     }
 
     Panel private_panel(Index number) {
-        return {panel_buffer_.at_least<char>(plan_.unit_panels * plan_.panel_block) + number * plan_.panel_block,
+        return {panel_buffer_.at_least<char>(plan_.kept_panels * plan_.panel_block) +
+                    number % plan_.kept_panels * plan_.panel_block,
                 plan_};
     }
     void pack(Index group, Index sample, Index number, const Panel& panel) const;
