@@ -346,6 +346,18 @@ void copy(const PlaneSource& from, Element* target) {
     }
 }
 
+template <class T>
+void gather(const GatherSource& from, T* target, Index target_pitch) {
+    using V = Lanes<T, register_bytes / sizeof(T)>;
+    for (Index r = 0; r < from.terms; ++r, target += target_pitch) {
+        const T* source = static_cast<const T*>(from.data) + from.offsets[r];
+        T* to = target;
+        // Whole vectors: what is stored too much is overwritten by the next row or image.
+        for (Index h = 0; h < from.rows; ++h, source += from.pitch, to += from.width)
+            for (Index w = 0; w < from.width; w += V::size) V::load(source + w).store(to + w);
+    }
+}
+
 // For every row of a panel: fold(... fold(fold(0, term 0), term 1) ...), in double.
 template <class Fold>
 DETCONV_INLINE void reduce(const double* panel, Index terms, int width, double* target, Fold fold) {
@@ -442,6 +454,8 @@ const Kernels kernels = {
     .copy_float = copy<float, float>,
     .copy_float_wide = copy<float, double>,
     .copy_double = copy<double, double>,
+    .gather_float = gather<float>,
+    .gather_double = gather<double>,
     .join_float = join<float>,
     .join_double = join<double>,
     .square_sums_double = square_sums,

@@ -9,6 +9,9 @@ namespace {
 
 // Input copied at a time, per thread: half of a small second-level cache, where it is read once per panel.
 constexpr Index chunk_bytes = 256 << 10;
+// Columns of small images gathered at a time, per thread: a chunk and a panel stay in a second-level cache. 4x4 pixels
+// of 512 channels, 3x3, batch 32: from 1.81 of torch's time to 1.42.
+constexpr Index gathered_bytes = 1024 << 10;
 // Packed panels kept, per thread: all of them, shared, where they fit; else each thread packs as many at a time for
 // itself.
 constexpr Index panel_bytes = 2 << 20;
@@ -28,7 +31,7 @@ Plan::Plan(const Contraction& contraction, const Execution& execution)
     const auto [low_w, high_w] = std::ranges::minmax(c.column_taps);
     first_tap_h = low_h, first_tap_w = low_w;
     span_h = high_h - low_h + 1, span_w = high_w - low_w + 1;
-    choose_kernel(execution.kernels);
+    choose_kernel(execution.kernels, execution.threads);
     choose_chunks(execution.threads);
     lay_out();
     skip_padding();
@@ -57,7 +60,21 @@ Index Plan::copy_bytes(Index h, Index w) const {
            element_size;
 }
 
-double Plan::cost(const TileKernel& k, bool stays, bool wrapping) const {
+// How many images to gather the columns of: those that leave the fewest columns of tiles empty; 0: it does not pay.
+Index Plan::batches_to_gather(const TileKernel& k, int threads) const {
+    const Index image = c.columns.h * c.columns.w, bytes = checked_multiply(terms, image * element_size, "a chunk");
+    if (c.batches == 1 || c.samples > 1 || k.image_rows() > 1 || image > 4 * k.columns() || bytes == 0) return 0;
+    const Index most = std::min({gathered_bytes / bytes, c.batches, std::max<Index>(c.batches / threads, 1)});
+    Index best = 0;
+    double fullest = 0;
+    for (Index n = 1; n <= most; ++n) {
+        const double full = static_cast<double>(n * image) / static_cast<double>(round_up(n * image, k.columns()));
+        if (full >= fullest) best = n, fullest = full;
+    }
+    return best;
+}
+
+double Plan::cost(const TileKernel& k, bool stays, bool wrapping, Index gathered) const {
     double fused = 0, rounded = 0;
     for (const Instruction& i : c.program.code) {
         if (i.op == Op::fused) fused += static_cast<double>(i.end - i.begin);
@@ -66,7 +83,11 @@ double Plan::cost(const TileKernel& k, bool stays, bool wrapping) const {
     const Index row_to_row = stays ? c.image.h : columns.length(c.columns.w);
     const Index across = wrapping ? divide_up((c.columns.h - 1) * row_to_row + c.columns.w, k.columns())
                                   : divide_up(c.columns.h, k.image_rows()) * divide_up(c.columns.w, k.columns());
-    const auto tiles = static_cast<double>(divide_up(c.rows, k.rows()) * across);
+    auto tiles = static_cast<double>(divide_up(c.rows, k.rows()) * across);
+    if (gathered > 0)
+        tiles = static_cast<double>(divide_up(c.rows, k.rows()) *
+                                    divide_up(gathered * c.columns.h * c.columns.w, k.columns())) /
+                static_cast<double>(gathered);
     if (!wrapping && !stays && c.accumulator != Accumulator::kahan && c.accumulator != Accumulator::twofold) {
         Index skipped = 0;  // rows of taps, of those of all rows of tiles
         for (Index row = 0; row < c.columns.h; row += k.image_rows())
@@ -83,23 +104,28 @@ double Plan::cost(const TileKernel& k, bool stays, bool wrapping) const {
     if (!stays)
         cycles += static_cast<double>(c.planes * rows.length(c.columns.h)) *
                   (20 + 0.3 * static_cast<double>(columns.length(c.columns.w)));
+    if (gathered > 0) cycles += static_cast<double>(terms * c.columns.h * divide_up(c.columns.w, 16)) * 4;
     return cycles;
 }
 
-void Plan::choose_kernel(const Kernels& kernels) {
+void Plan::choose_kernel(const Kernels& kernels, int threads) {
     double best = 0;
     for (const TileKernel& k : kernels.tiles) {
         if (k.accumulator != c.accumulator || k.is_float32 != c.is_float32) continue;
-        for (const bool wrapping : {false, true}) {
-            const bool stays = could_stay_in_place(k, wrapping);
-            if (wrapping && (k.image_rows() > 1 || c.columns.h == 1 ||
-                             (!stays && copy_bytes(1, c.columns.w + k.columns()) > chunk_bytes)))
-                continue;
-            double estimate = cost(k, stays, wrapping);
+        auto consider = [&](bool stays, bool wrapping, Index gathered) {
+            double estimate = cost(k, stays, wrapping, gathered);
             // A tile's window is copied at once: one that needs much memory is the last choice.
             if (!stays && copy_bytes(k.image_rows(), k.columns()) > 2 * chunk_bytes) estimate *= 16;
-            if (kernel == nullptr || estimate < best) kernel = &k, in_place = stays, wraps = wrapping, best = estimate;
+            if (kernel != nullptr && estimate >= best) return;
+            kernel = &k, in_place = stays, wraps = wrapping || gathered > 0, gathers = gathered > 0, best = estimate;
+            chunk_batches = std::max<Index>(gathered, 1);
+        };
+        consider(could_stay_in_place(k, false), false, 0);
+        if (k.image_rows() == 1 && c.columns.h > 1) {
+            const bool stays = could_stay_in_place(k, true);
+            if (stays || copy_bytes(1, c.columns.w + k.columns()) <= chunk_bytes) consider(stays, true, 0);
         }
+        if (const Index gathered = batches_to_gather(k, threads)) consider(false, false, gathered);
     }
     if (kernel == nullptr) throw std::logic_error("no kernel for this accumulator");
     if (c.program.depth > 0 && !kernel->joins) throw std::logic_error("these accumulators cannot be joined");
@@ -107,6 +133,10 @@ void Plan::choose_kernel(const Kernels& kernels) {
 
 void Plan::choose_chunks(int threads) {
     const Index tile_h = kernel->image_rows(), tile_w = wraps ? c.columns.w : kernel->columns();
+    if (gathers) {
+        chunk_h = c.columns.h, chunk_w = c.columns.w, chunks_h = chunks_w = 1;
+        return;
+    }
     // Whole rows where a tile's rows fit; narrower where even those are too many bytes.
     chunk_w = c.columns.w;
     while (chunk_w > tile_w && copy_bytes(tile_h, chunk_w) > 2 * chunk_bytes)
@@ -161,6 +191,12 @@ void Plan::lay_out() {
             position[static_cast<std::size_t>(sequence[r])] = static_cast<Index>(r);
         }
     }
+    if (!gathers) return;
+    sources = taps;
+    // Room for a tile that sticks out, and for a vector that is stored whole.
+    gathered_pitch = round_up(chunk_batches * chunk_h * chunk_w, kernel->columns()) + 64 / element_size;
+    for (std::size_t r = 0; r < taps.size(); ++r) taps[r] = static_cast<Index>(r) * gathered_pitch;
+    row_step = chunk_w;
 }
 
 // Whether a row of taps lies in the padding for all rows of columns of the tile that starts with `row`.
@@ -218,7 +254,9 @@ void Plan::share_work(int threads) {
     shared_panels =
         !joins && checked_multiply(panels * c.groups, panel_block, "packed panels") <= panel_bytes * threads;
     // A unit is a range of panels against a range of chunks: for every chunk, all panels of the range.
-    panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(panel_bytes / panel_block, 1));
+    // Gathering is done again for every range, so there it is a longer one.
+    const Index kept_bytes = gathers ? panel_bytes + gathered_bytes : panel_bytes;
+    panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(kept_bytes / panel_block, 1));
     chunk_parts = shared_panels ? chunks() : 1;
     if (joins) {
         const Index outputs = divide_up(panels, panel_parts) * width * chunk_h * chunk_w;

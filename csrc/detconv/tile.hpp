@@ -84,6 +84,14 @@ struct PlaneSource {
     Index ahead;  // in memory, from this plane to the one that will be copied next
 };
 
+// Columns to be gathered: of each term, `rows` rows of `width`, from `pitch` apart to side by side. Reads and writes up
+// to a vector more than that.
+struct GatherSource {
+    const void* data;
+    const Index* offsets;  // of each term's first column
+    Index terms, rows, width, pitch;
+};
+
 struct Kernels {
     const char* name;
     std::span<const TileKernel> tiles;
@@ -94,6 +102,8 @@ struct Kernels {
     void (*copy_float)(const PlaneSource&, float*);
     void (*copy_float_wide)(const PlaneSource&, double*);
     void (*copy_double)(const PlaneSource&, double*);
+    void (*gather_float)(const GatherSource&, float* target, Index target_pitch);  // from one term to the next
+    void (*gather_double)(const GatherSource&, double* target, Index target_pitch);
     // Samples joined: older[i] = older[i] + newer[i].
     void (*join_float)(const float* newer, Index count, float* older);
     void (*join_double)(const double* newer, Index count, double* older);

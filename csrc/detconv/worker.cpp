@@ -82,15 +82,17 @@ void Worker::load(Index group, Index sample, Index chunk) {
                         sample * i.sample + chunk_.batch * i.batch + group * i.group +
                             (chunk_.h * c_.step.h - c_.image_origin.h) * i.h + chunk_.w - c_.image_origin.w,
                         plan_.term_size);
+    } else if (plan_.gathers) {
+        gather_images(group, sample);
     } else {
-        copy_image(group, sample);
+        image_ = copy_image(group, sample, chunk_.batch);
     }
     if (c_.certified) measure_columns();
     loaded_group_ = group, loaded_sample_ = sample, loaded_chunk_ = chunk;
 }
 
 // Copies what the chunk's taps read to [plane][row][column], with the padding, the rows and columns as Axis says.
-void Worker::copy_image(Index group, Index sample) {
+const char* Worker::copy_image(Index group, Index sample, Index batch) {
     const Contraction::Operand& source = c_.image;
     const Axis &rows = plan_.rows, &columns = plan_.columns;
     const Index size = plan_.element_size, height = rows.run_length(plan_.copy_h),
@@ -100,8 +102,8 @@ void Worker::copy_image(Index group, Index sample) {
     char* const target = image_buffer_.at_least<char>(
         (checked_multiply(c_.planes, plan_.plane_size, "the copy of a chunk") + beyond) * size);
     std::memset(target + c_.planes * plan_.plane_size * size, 0, static_cast<std::size_t>(beyond * size));
-    const char* const data = offset(
-        source.data, sample * source.sample + chunk_.batch * source.batch + group * source.group, plan_.term_size);
+    const char* const data =
+        offset(source.data, sample * source.sample + batch * source.batch + group * source.group, plan_.term_size);
     // Positions begin..end of a run lie inside the image; the others, and those beyond the chunk, are +0.
     struct Inside {
         Index first, begin, end;
@@ -149,6 +151,27 @@ void Worker::copy_image(Index group, Index sample) {
             }
         }
     }
+    return target;
+}
+
+// Copies the images of a chunk, one after the other, and from each the columns of every term:
+// [term][batch][row][column].
+void Worker::gather_images(Index group, Index sample) {
+    const Index pitch = plan_.gathered_pitch, size = plan_.element_size, area = chunk_.height * chunk_.width;
+    char* const target = gathered_buffer_.at_least<char>(plan_.terms * pitch * size);
+    for (Index n = 0; n < chunk_.batches; ++n) {
+        const GatherSource source{copy_image(group, sample, chunk_.batch + n),
+                                  plan_.sources.data(),
+                                  plan_.terms,
+                                  chunk_.height,
+                                  chunk_.width,
+                                  plan_.pitch};
+        char* const to = target + n * area * size;
+        if (size == 8)
+            kernels_.gather_double(source, reinterpret_cast<double*>(to), pitch);
+        else
+            kernels_.gather_float(source, reinterpret_cast<float*>(to), pitch);
+    }
     image_ = target;
 }
 
@@ -160,6 +183,17 @@ void Worker::measure_columns() {
     const Index row_advance = in_place ? c_.step.h : 1;
     const Index length = in_place ? chunk_.width + plan_.span_w - 1 : plan_.pitch;
     const Index rows = in_place ? (chunk_.height - 1) * c_.step.h + plan_.span_h : plan_.rows.length(plan_.copy_h);
+    if (plan_.gathers) {  // the window of a column is a column of the copy
+        const Index count = plan_.gathered_pitch;
+        norms_ = norms_buffer_.at_least<double>(count);
+        std::fill_n(norms_, count, 0.0);
+        for (Index r = 0; r < plan_.terms; ++r)
+            (c_.is_float32 ? kernels_.add_squares_double : kernels_.add_magnitudes_double)(
+                reinterpret_cast<const double*>(image_) + r * count, count, norms_);
+        (c_.is_float32 ? kernels_.bound_roots : kernels_.scale)(norms_, count, exact::rounded_up(plan_.terms));
+        norms_pitch_ = 0;
+        return;
+    }
     // Rows of columns that lie side by side are measured as one; those between them are not wanted.
     const Index lines = row_advance == 1 ? 1 : chunk_.height, line_rows = chunk_.height / lines;
     const Index line = (line_rows - 1) * length + chunk_.width;
@@ -222,7 +256,8 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
     // the outputs it then shares with another tile have the same bits and are not stored twice. In a copy there is room
     // for it to stick out.
     const bool wraps = plan_.wraps, in_place = plan_.in_place;
-    const Index height = wraps ? 1 : chunk_.height, width = (chunk_.height - height) * row_step + chunk_.width;
+    const Index chunk_rows = chunk_.batches * chunk_.height, height = wraps ? 1 : chunk_.height;
+    const Index width = (chunk_rows - height) * row_step + chunk_.width;
     const Index last_top = c_.columns.h - tile_h - chunk_.h;
     const Index last_left = (wraps ? (c_.columns.h - 1 - chunk_.h) * row_step : -chunk_.w) + c_.columns.w - tile_w;
     for (Index h = 0; h < height; h += tile_h) {
@@ -253,8 +288,10 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
                 if (piece > 0)
                     kernel_.store(
                         {offset(totals_, total_index(0, skip_h, static_cast<int>(at - left)), plan_.element_size),
-                         offset(out.data, row * out.h + column * out.w, plan_.term_size), out.row, out.h, out.w, rows,
-                         wanted.image_rows, static_cast<int>(piece), c_.rounding});
+                         offset(out.data,
+                                row / chunk_.height * c_.output.batch + row % chunk_.height * out.h + column * out.w,
+                                plan_.term_size),
+                         out.row, out.h, out.w, rows, wanted.image_rows, static_cast<int>(piece), c_.rounding});
                 at += wraps ? row_step - column : piece;
             }
         }

@@ -84,7 +84,8 @@ public:
     const Chunk& chunk() const { return chunk_; }
 
 private:
-    void copy_image(Index group, Index sample);
+    const char* copy_image(Index group, Index sample, Index batch);
+    void gather_images(Index group, Index sample);
     void measure_columns();
     // Makes the totals of a tile the exact sums rounded once; only the wanted outputs count.
     void certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
@@ -102,8 +103,8 @@ private:
     const Kernels& kernels_;
     parallel::Control& control_;
     const int thread_;
-    Buffer image_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_, uncertain_buffer_,
-        squares_buffer_, norms_buffer_;
+    Buffer image_buffer_, gathered_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_,
+        uncertain_buffer_, squares_buffer_, norms_buffer_;
     double *totals_, *rescued_ = nullptr, *stack_;
     std::uint8_t* uncertain_ = nullptr;
 
