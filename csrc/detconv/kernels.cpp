@@ -266,7 +266,7 @@ constexpr TileKernel tiles[] = {
 // Terms of a row lie side by side in memory, terms of a panel a row apart: squares are transposed in registers.
 template <class Term, class Element>
 bool pack(const PanelSource& from, Element* panel) {
-    using V = Lanes<Term, register_bytes / sizeof(Term)>;
+    using V = Lanes<Term, register_bytes / sizeof(Element)>;
     constexpr int L = V::size;
     // NaN once there was an infinity or a NaN; four of them, as one is a chain of additions longer than the rest takes.
     V trace[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
