@@ -70,6 +70,7 @@ public:
     const Contraction& c;
     const TileKernel* kernel = nullptr;
     bool in_place = false;
+    bool skips_padding = false;  // rows of taps that a whole tile reads from the padding are left out
     bool wraps = false;  // a tile's columns run on from one image row into the next; those between rows are not wanted
     Index terms;
     Index term_size, element_size;  // bytes: of T; of the accumulator, which is how a tile reads its operands
@@ -118,7 +119,7 @@ public:
 private:
     bool could_stay_in_place(const TileKernel& k, bool wrapping) const;
     Index copy_bytes(Index h, Index w) const;
-    double cost(const TileKernel& k, bool stays, bool wrapping) const;
+    double cost(const TileKernel& k, bool stays, bool wrapping, Index fused, Index rounded) const;
     bool is_padding(Index tap, Index row, const TileKernel& k) const;
     void choose_kernel(const Kernels& kernels);
     void choose_chunks(int threads);
