@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -105,6 +106,8 @@ public:
         rows_ = plan.unit_panels * plan.kernel->rows();
         outputs_ = rows_ * plan.unit_chunks * plan.chunk_h * plan.chunk_w;
         totals_ = memory_.at_least<char>(levels * outputs_ * plan.term_size);
+        // Tiles at the borders leave gaps, which are joined like the rest.
+        std::memset(totals_, 0, static_cast<std::size_t>(levels * outputs_ * plan.term_size));
     }
 
     // Where the next sample's outputs of a panel and a chunk go.

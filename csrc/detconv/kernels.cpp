@@ -225,22 +225,22 @@ constexpr TileKernel tiles[] = {
 };
 #elif defined(__AVX2__)
 constexpr TileKernel tiles[] = {
-    row<Plain<F>, float, Rows<2, 6>>(6.3, 7),       row<Plain<F>, float, Rows<1, 12>>(7.5, 7.5),
-    row<Plain<F>, float, Rows<1, 14, 7>>(8.5, 8.5), row<Plain<F>, float, Rows<1, 14>>(8.5, 8.5),
-    row<Plain<F>, float, Columns<3, 4>>(6.5, 7),    row<Plain<F>, float, Columns<4, 1, 2>>(4, 4),
-    row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),   row<Plain<F>, float, Columns<7, 1>>(6, 6),
+    row<Plain<F>, float, Rows<2, 6>>(6.3, 9),        row<Plain<F>, float, Rows<3, 4>>(6.5, 9),
+    row<Plain<F>, float, Rows<1, 12>>(8.5, 10),      row<Plain<F>, float, Rows<1, 14, 7>>(10.5, 11.5),
+    row<Plain<F>, float, Columns<3, 4>>(6.8, 9.5),   row<Plain<F>, float, Columns<4, 1, 2>>(4.3, 5),
+    row<Plain<F>, float, Columns<4, 1, 1>>(4.4, 5),  row<Plain<F>, float, Columns<7, 1>>(7.2, 8),
 
-    row<Kahan<F>, float, Rows<1, 6>>(8, 11),        row<Kahan<F>, float, Rows<1, 7>>(10, 13),
-    row<Kahan<F>, float, Columns<4, 1, 1>>(7, 9),
+    row<Kahan<F>, float, Rows<1, 6>>(11.3, 12.5),    row<Kahan<F>, float, Rows<1, 7>>(10.7, 12.2),
+    row<Kahan<F>, float, Columns<4, 1, 1>>(9.4, 10),
 
-    row<Wide<D>, float, Rows<2, 6>>(6.3, 20),       row<Wide<D>, float, Rows<1, 12>>(7.5, 20),
-    row<Wide<D>, float, Rows<2, 7>>(8.5, 24),       row<Wide<D>, float, Columns<3, 4>>(7, 20),
-    row<Wide<D>, float, Columns<4, 1, 1>>(5, 8),
+    row<Wide<D>, float, Rows<2, 6>>(6.3, 20),        row<Wide<D>, float, Rows<3, 4>>(6.5, 20),
+    row<Wide<D>, float, Rows<2, 7>>(9.5, 24),        row<Wide<D>, float, Columns<3, 4>>(6.8, 20),
+    row<Wide<D>, float, Columns<7, 1>>(7.5, 14),     row<Wide<D>, float, Columns<4, 1, 1>>(4.6, 8),
 
-    row<Plain<D>, double, Rows<2, 6>>(6.3, 7),      row<Plain<D>, double, Rows<2, 7>>(8.5, 9),
-    row<Plain<D>, double, Columns<3, 4>>(6.5, 7),   row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
-    row<Kahan<D>, double, Rows<1, 6>>(8, 11),       row<Kahan<D>, double, Columns<4, 1, 1>>(7, 9),
-    row<Twofold<D>, double, Rows<1, 6>>(18, 18),    row<Twofold<D>, double, Columns<4, 1, 1>>(12, 12),
+    row<Plain<D>, double, Rows<2, 6>>(6.3, 9),       row<Plain<D>, double, Rows<2, 7>>(11, 11.5),
+    row<Plain<D>, double, Columns<3, 4>>(6.8, 9.5),  row<Plain<D>, double, Columns<4, 1, 1>>(4.5, 5),
+    row<Kahan<D>, double, Rows<1, 6>>(11.5, 12.5),   row<Kahan<D>, double, Columns<4, 1, 1>>(10, 10.5),
+    row<Twofold<D>, double, Rows<1, 6>>(18, 18),     row<Twofold<D>, double, Columns<4, 1, 1>>(12, 12),
 };
 #elif defined(DETCONV_ISA_NEON)
 constexpr TileKernel tiles[] = {
@@ -266,7 +266,7 @@ constexpr TileKernel tiles[] = {
 // Terms of a row lie side by side in memory, terms of a panel a row apart: squares are transposed in registers.
 template <class Term, class Element>
 bool pack(const PanelSource& from, Element* panel) {
-    using V = Lanes<Term, register_bytes / sizeof(Term)>;
+    using V = Lanes<Term, register_bytes / sizeof(Element)>;
     constexpr int L = V::size;
     // NaN once there was an infinity or a NaN; four of them, as one is a chain of additions longer than the rest takes.
     V trace[4] = {V::zero(), V::zero(), V::zero(), V::zero()};

@@ -31,6 +31,9 @@ Plan::Plan(const Contraction& contraction, const Execution& execution)
     const auto [low_w, high_w] = std::ranges::minmax(c.column_taps);
     first_tap_h = low_h, first_tap_w = low_w;
     span_h = high_h - low_h + 1, span_w = high_w - low_w + 1;
+    skips_padding = (c.accumulator == Accumulator::plain || c.accumulator == Accumulator::wide) &&
+                    (first_tap_h < c.image_origin.h ||
+                     first_tap_h + (c.columns.h - 1) * c.step.h + span_h > c.image_origin.h + c.image_size.h);
     choose_kernel(execution.kernels, execution.threads);
     choose_chunks(execution.threads);
     lay_out();
@@ -62,9 +65,11 @@ Index Plan::copy_bytes(Index h, Index w) const {
 
 // How many images to gather the columns of: those that leave the fewest columns of tiles empty; 0: it does not pay.
 Index Plan::batches_to_gather(const TileKernel& k, int threads) const {
-    const Index image = c.columns.h * c.columns.w, bytes = checked_multiply(terms, image * element_size, "a chunk");
-    if (c.batches == 1 || c.samples > 1 || k.image_rows() > 1 || image > 4 * k.columns() || bytes == 0) return 0;
-    const Index most = std::min({gathered_bytes / bytes, c.batches, std::max<Index>(c.batches / threads, 1)});
+    if (c.batches == 1 || c.samples > 1 || k.image_rows() > 1 || terms == 0) return 0;
+    const Index image = c.columns.h * c.columns.w;
+    if (image > 4 * k.columns()) return 0;
+    constexpr Index enough = 64;
+    const Index most = std::min({gathered_bytes / (terms * image * element_size), c.batches / threads, enough});
     Index best = 0;
     double fullest = 0;
     for (Index n = 1; n <= most; ++n) {
@@ -74,58 +79,65 @@ Index Plan::batches_to_gather(const TileKernel& k, int threads) const {
     return best;
 }
 
-double Plan::cost(const TileKernel& k, bool stays, bool wrapping, Index gathered) const {
-    double fused = 0, rounded = 0;
-    for (const Instruction& i : c.program.code) {
-        if (i.op == Op::fused) fused += static_cast<double>(i.end - i.begin);
-        if (i.op == Op::rounded) rounded += static_cast<double>(i.end - i.begin);
-    }
-    const Index row_to_row = stays ? c.image.h : columns.length(c.columns.w);
-    const Index across = wrapping ? divide_up((c.columns.h - 1) * row_to_row + c.columns.w, k.columns())
-                                  : divide_up(c.columns.h, k.image_rows()) * divide_up(c.columns.w, k.columns());
-    auto tiles = static_cast<double>(divide_up(c.rows, k.rows()) * across);
-    if (gathered > 0)
-        tiles = static_cast<double>(divide_up(c.rows, k.rows()) *
-                                    divide_up(gathered * c.columns.h * c.columns.w, k.columns())) /
-                static_cast<double>(gathered);
-    if (!wrapping && !stays && c.accumulator != Accumulator::kahan && c.accumulator != Accumulator::twofold) {
-        Index skipped = 0;  // rows of taps, of those of all rows of tiles
+double Plan::cost(const TileKernel& k, const Walk& walk, Index fused, Index rounded) const {
+    // 32-bit divisions: 64-bit ones would be a third of the time of a call with one term.
+    auto pieces = [](Index count, int size) {
+        return count < 0x7fffffff ? (static_cast<std::uint32_t>(count) + static_cast<std::uint32_t>(size) - 1) /
+                                        static_cast<std::uint32_t>(size)
+                                  : divide_up(count, size);
+    };
+    const Index row_to_row = walk.stays ? c.image.h : columns.length(c.columns.w);
+    const Index down = pieces(c.columns.h, k.image_rows());
+    const Index across = walk.wraps ? pieces((c.columns.h - 1) * row_to_row + c.columns.w, k.columns())
+                                    : down * pieces(c.columns.w, k.columns());
+    double tiles = static_cast<double>(pieces(c.rows, k.rows()) * across);
+    if (walk.gathered > 0)
+        tiles = static_cast<double>(pieces(c.rows, k.rows()) *
+                                    pieces(walk.gathered * c.columns.h * c.columns.w, k.columns())) /
+                static_cast<double>(walk.gathered);
+    double term_cost = static_cast<double>(fused) * k.fused_cycles + static_cast<double>(rounded) * k.rounded_cycles;
+    if (!walk.wraps && walk.gathered == 0 && skips_padding &&
+        c.columns.h <= 64) {  // in a higher image, the border is a small part
+        Index skipped = 0;    // rows of taps, of those of all rows of tiles
         for (Index row = 0; row < c.columns.h; row += k.image_rows())
             for (const Index tap : c.row_taps) skipped += is_padding(tap, row, k) ? 1 : 0;
-        const double kept = 1 - static_cast<double>(skipped) /
-                                    static_cast<double>(rows.taps() * divide_up(c.columns.h, k.image_rows()));
-        fused *= kept, rounded *= kept;
+        term_cost *= 1 - static_cast<double>(skipped) / static_cast<double>(rows.taps() * down);
     }
     // In the table's unit, 100 a tile go into starting it, and for each of its vectors 6 into storing, 30 with a
     // transposition.
     const double vector = k.side == Side::rows ? 30 : 6;
-    double cycles =
-        tiles * (fused * k.fused_cycles + rounded * k.rounded_cycles + 100 + vector * k.vectors * k.broadcasts);
-    if (!stays)
+    double cycles = tiles * (term_cost + 100 + vector * k.vectors * k.broadcasts);
+    if (!walk.stays)
         cycles += static_cast<double>(c.planes * rows.length(c.columns.h)) *
                   (20 + 0.3 * static_cast<double>(columns.length(c.columns.w)));
-    if (gathered > 0) cycles += static_cast<double>(terms * c.columns.h * divide_up(c.columns.w, 16)) * 4;
+    if (walk.gathered > 0) cycles += static_cast<double>(terms * c.columns.h * divide_up(c.columns.w, 16)) * 4;
     return cycles;
 }
 
 void Plan::choose_kernel(const Kernels& kernels, int threads) {
     double best = 0;
+    Index fused = 0, rounded = 0;
+    for (const Instruction& i : c.program.code) {
+        if (i.op == Op::fused) fused += i.end - i.begin;
+        if (i.op == Op::rounded) rounded += i.end - i.begin;
+    }
     for (const TileKernel& k : kernels.tiles) {
         if (k.accumulator != c.accumulator || k.is_float32 != c.is_float32) continue;
-        auto consider = [&](bool stays, bool wrapping, Index gathered) {
-            double estimate = cost(k, stays, wrapping, gathered);
+        auto consider = [&](const Walk& walk) {
+            double estimate = cost(k, walk, fused, rounded);
             // A tile's window is copied at once: one that needs much memory is the last choice.
-            if (!stays && copy_bytes(k.image_rows(), k.columns()) > 2 * chunk_bytes) estimate *= 16;
+            if (!walk.stays && copy_bytes(k.image_rows(), k.columns()) > 2 * chunk_bytes) estimate *= 16;
             if (kernel != nullptr && estimate >= best) return;
-            kernel = &k, in_place = stays, wraps = wrapping || gathered > 0, gathers = gathered > 0, best = estimate;
-            chunk_batches = std::max<Index>(gathered, 1);
+            kernel = &k, best = estimate;
+            in_place = walk.stays, gathers = walk.gathered > 0, wraps = walk.wraps || gathers;
+            chunk_batches = std::max<Index>(walk.gathered, 1);
         };
-        consider(could_stay_in_place(k, false), false, 0);
+        consider({could_stay_in_place(k, false), false, 0});
         if (k.image_rows() == 1 && c.columns.h > 1) {
             const bool stays = could_stay_in_place(k, true);
-            if (stays || copy_bytes(1, c.columns.w + k.columns()) <= chunk_bytes) consider(stays, true, 0);
+            if (stays || copy_bytes(1, c.columns.w + k.columns()) <= chunk_bytes) consider({stays, true, 0});
         }
-        if (const Index gathered = batches_to_gather(k, threads)) consider(false, false, gathered);
+        if (const Index gathered = batches_to_gather(k, threads)) consider({false, false, gathered});
     }
     if (kernel == nullptr) throw std::logic_error("no kernel for this accumulator");
     if (c.program.depth > 0 && !kernel->joins) throw std::logic_error("these accumulators cannot be joined");
@@ -207,11 +219,7 @@ bool Plan::is_padding(Index tap, Index row, const TileKernel& k) const {
 
 void Plan::skip_padding() {
     programs = {c.program.code};
-    const bool skips = c.accumulator == Accumulator::plain || c.accumulator == Accumulator::wide;
-    if (!skips || wraps ||
-        (first_tap_h >= c.image_origin.h &&
-         first_tap_h + span_h + (c.columns.h - 1) * c.step.h <= c.image_origin.h + c.image_size.h))
-        return;
+    if (!skips_padding || wraps) return;
     const auto nh = static_cast<Index>(c.row_taps.size()), nw = static_cast<Index>(c.column_taps.size());
     std::vector<std::vector<bool>> skipped{std::vector<bool>(c.row_taps.size(), false)};
     Index budget = 1024 + terms / 4;  // instructions

@@ -71,6 +71,7 @@ public:
     const Contraction& c;
     const TileKernel* kernel = nullptr;
     bool in_place = false;
+    bool skips_padding = false;  // rows of taps that a whole tile reads from the padding are left out
     bool wraps = false;  // a tile's columns run on from one image row into the next; those between rows are not wanted
     bool gathers = false;  // and into the next image: a copy has the columns of each term side by side
     Index terms;
@@ -127,7 +128,12 @@ private:
     bool could_stay_in_place(const TileKernel& k, bool wrapping) const;
     Index copy_bytes(Index h, Index w) const;
     Index batches_to_gather(const TileKernel& k, int threads) const;
-    double cost(const TileKernel& k, bool stays, bool wrapping, Index gathered) const;
+    // How a kernel may walk over the columns; gathered: of so many batches at once, or 0.
+    struct Walk {
+        bool stays, wraps;
+        Index gathered;
+    };
+    double cost(const TileKernel& k, const Walk& walk, Index fused, Index rounded) const;
     bool is_padding(Index tap, Index row, const TileKernel& k) const;
     void choose_kernel(const Kernels& kernels, int threads);
     void choose_chunks(int threads);

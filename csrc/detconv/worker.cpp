@@ -1,6 +1,7 @@
 #include "worker.hpp"
 
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "exact.hpp"

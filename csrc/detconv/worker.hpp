@@ -1,42 +1,11 @@
 // One thread's share of a call: it packs panels, copies chunks and runs tiles.
 #pragma once
 
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
-
 #include "parallel.hpp"
 #include "plan.hpp"
+#include "scratch.hpp"
 
 namespace detconv {
-
-// 64-byte aligned memory that grows and is reused. New memory is +0.
-class Buffer {
-public:
-    template <class T>
-    T* at_least(Index count) {
-        const auto bytes =
-            static_cast<std::size_t>(round_up(checked_multiply(count, sizeof(T), "scratch memory"), 64) + 64);
-        if (bytes > size_) {
-            memory_.reset(std::aligned_alloc(64, bytes));
-            if (!memory_) {
-                size_ = 0;
-                throw std::bad_alloc();
-            }
-            std::memset(memory_.get(), 0, bytes);
-            size_ = bytes;
-        }
-        return static_cast<T*>(memory_.get());
-    }
-
-private:
-    struct Free {
-        void operator()(void* p) const { std::free(p); }
-    };
-    std::unique_ptr<void, Free> memory_;
-    std::size_t size_ = 0;
-};
 
 // A packed panel, and behind it the bias and the error bounds of its rows.
 struct Panel {
