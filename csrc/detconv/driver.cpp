@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -77,7 +78,8 @@ struct Unit {
 template <class Where>
 void run_sample(const Plan& plan, const Unit& unit, Index sample, Worker& worker, SharedPanels& shared,
                 const parallel::Control& control, Where&& where) {
-    if (!plan.shared_panels)
+    const bool packs_ahead = !plan.shared_panels && plan.kept_panels > 1;
+    if (packs_ahead)
         for (Index i = unit.first_panel; i < unit.last_panel; ++i)
             worker.pack(unit.group, sample, i, worker.private_panel(i - unit.first_panel));
     for (Index chunk = unit.first_chunk; chunk < unit.last_chunk; ++chunk) {
@@ -88,6 +90,7 @@ void run_sample(const Plan& plan, const Unit& unit, Index sample, Worker& worker
             const Panel panel = plan.shared_panels ? shared.get(unit.group, number, worker, control)
                                                    : worker.private_panel(number - unit.first_panel);
             if (worker.should_stop()) return;
+            if (!plan.shared_panels && !packs_ahead) worker.pack(unit.group, sample, number, panel);
             worker.multiply(number, panel, where(number, chunk));
         }
     }
@@ -103,6 +106,8 @@ public:
         rows_ = plan.unit_panels * plan.kernel->rows();
         outputs_ = rows_ * plan.unit_chunks * plan.chunk_h * plan.chunk_w;
         totals_ = memory_.at_least<char>(levels * outputs_ * plan.term_size);
+        // Tiles at the borders leave gaps, which are joined like the rest.
+        std::memset(totals_, 0, static_cast<std::size_t>(levels * outputs_ * plan.term_size));
     }
 
     // Where the next sample's outputs of a panel and a chunk go.

@@ -50,11 +50,7 @@ double gamma_twofold(Index terms, bool has_bias) {
     return up(g * g);
 }
 
-double norm_from_squares(double sum, Index terms) {
-    return up(std::sqrt(sum) * (1 + static_cast<double>(terms + 2) * unit));
-}
-
-double norm_from_magnitudes(double sum, Index terms) { return up(sum * (1 + static_cast<double>(terms + 2) * unit)); }
+double rounded_up(Index additions) { return up(1 + static_cast<double>(additions + 2) * unit); }
 
 template <class T>
 void Superaccumulator<T>::clear() {

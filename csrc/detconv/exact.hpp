@@ -19,9 +19,8 @@ __extension__ using Integer128 = unsigned __int128;
 double gamma_wide(Index terms, bool has_bias);     // float32 terms in double, blocks of exact_block
 double gamma_twofold(Index terms, bool has_bias);  // float64 terms, Twofold
 
-// Norms from sums of `terms` squares or magnitudes that were rounded to nearest; rounded up.
-double norm_from_squares(double sum, Index terms);
-double norm_from_magnitudes(double sum, Index terms);
+// At least the true sum of non-negative numbers divided by the one that so many rounded additions made of it.
+double rounded_up(Index additions);
 
 // Every finite product of two T is a multiple of 2^lowest; the sum of 2^63 of them fits the accumulator.
 // Kulisch's long accumulator, in limbs of 32 bits with deferred carries.

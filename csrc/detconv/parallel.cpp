@@ -32,7 +32,7 @@ constexpr unsigned control_default = 0x1f80, flag_invalid = 1, flag_overflow = 8
 std::uint64_t read_control() { return _mm_getcsr(); }
 void write_control(std::uint64_t value) { _mm_setcsr(static_cast<unsigned>(value)); }
 unsigned read_flags() { return _mm_getcsr(); }
-void clear_flags() { _mm_setcsr(_mm_getcsr() & ~0x3fu); }
+void clear_flags() { _mm_setcsr(control_default); }
 #elif defined(__aarch64__)
 constexpr unsigned control_default = 0, flag_invalid = 1, flag_overflow = 4, flag_underflow = 8, flag_inexact = 16;
 // FPCR in the low half, FPSR in the high half.

@@ -13,9 +13,10 @@ namespace detconv {
 inline Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 inline Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
 
-// A rectangle of columns whose taps fall into one copy of the image (or the image itself).
+// A rectangle of columns whose taps fall into one copy of the image (or the image itself); or all columns of several
+// batches.
 struct Chunk {
-    Index batch, h, w, height, width;
+    Index batch, h, w, height, width, batches = 1;
 };
 
 // One dimension of a chunk's copy. Its positions are laid out in runs: position q of run r holds image coordinate
@@ -70,28 +71,47 @@ public:
     const Contraction& c;
     const TileKernel* kernel = nullptr;
     bool in_place = false;
+    bool skips_padding = false;  // rows of taps that a whole tile reads from the padding are left out
+    bool wraps = false;  // a tile's columns run on from one image row into the next; those between rows are not wanted
+    bool gathers = false;  // and into the next image: a copy has the columns of each term side by side
     Index terms;
-    Index term_size, element_size, image_size, panel_size;  // bytes: of T, of the accumulator, of each operand
-    bool image_wide, panel_wide;
+    Index term_size, element_size;  // bytes: of T; of the accumulator, which is how a tile reads its operands
 
     Index first_tap_h, first_tap_w, span_h, span_w;  // of the window
-    Index chunk_h, chunk_w, chunks_h, chunks_w;
-    Axis rows, columns;           // of a chunk's copy
-    Index copy_h, copy_w, pitch;  // columns it has room for; elements of one of its rows
+    Index chunk_h, chunk_w, chunks_h, chunks_w, chunk_batches = 1;
+    Axis rows, columns;       // of a chunk's copy
+    Index copy_h, copy_w;     // columns it has room for
+    Index pitch, plane_size;  // elements of a row and of a plane of the copy
+    Index row_step;           // elements from a column to the one below it, in the copy or in place
     std::vector<Index> taps, position;
-    Index tile_row_step;
+    std::vector<Index> sources;  // where the columns of a term are gathered from, in the copy of one batch
+    Index gathered_pitch = 0;    // elements from a term's gathered columns to the next one's
+    // The program, and what is left of it for tiles near the border: their rows all have padding at some taps, whose
+    // terms change no bit where the weights are finite (contract, point 7; never for Kahan).
+    std::vector<std::vector<Instruction>> programs;
+    std::vector<std::uint16_t> program_of_row;  // of columns; empty: always the whole program
 
     Index panels, panel_elements, panel_block;  // per group; block: bytes of a panel with its bias and bounds
     bool shared_panels;
     Index panel_parts, chunk_parts, units;  // per group
     Index unit_panels, unit_chunks;         // at most, of a unit
+    Index kept_panels;                      // of a thread, where they are not shared
     double gamma = 0;
 
-    Index chunks() const { return c.batches * chunks_h * chunks_w; }
+    Index chunks() const { return divide_up(c.batches, chunk_batches) * chunks_h * chunks_w; }
     Chunk chunk(Index number) const {
+        if (gathers) {
+            const Index batch = number * chunk_batches;
+            return {batch, 0, 0, c.columns.h, c.columns.w, std::min(chunk_batches, c.batches - batch)};
+        }
         const Index w = number % chunks_w * chunk_w, h = number / chunks_w % chunks_h * chunk_h;
         return {number / chunks_w / chunks_h, h, w, std::min(chunk_h, c.columns.h - h),
                 std::min(chunk_w, c.columns.w - w)};
+    }
+
+    // For a tile whose first row of columns is `row`.
+    const std::vector<Instruction>& program(Index row, bool finite_weights) const {
+        return programs[program_of_row.empty() || !finite_weights ? 0 : program_of_row[static_cast<std::size_t>(row)]];
     }
 
     // Where the outputs of a panel and a chunk go.
@@ -105,11 +125,20 @@ public:
     }
 
 private:
-    bool could_stay_in_place(const TileKernel& k) const;
-    double cost(const TileKernel& k, bool stays) const;
-    void choose_kernel(const Kernels& kernels);
+    bool could_stay_in_place(const TileKernel& k, bool wrapping) const;
+    Index copy_bytes(Index h, Index w) const;
+    Index batches_to_gather(const TileKernel& k, int threads) const;
+    // How a kernel may walk over the columns; gathered: of so many batches at once, or 0.
+    struct Walk {
+        bool stays, wraps;
+        Index gathered;
+    };
+    double cost(const TileKernel& k, const Walk& walk, Index fused, Index rounded) const;
+    bool is_padding(Index tap, Index row, const TileKernel& k) const;
+    void choose_kernel(const Kernels& kernels, int threads);
     void choose_chunks(int threads);
     void lay_out();
+    void skip_padding();
     void share_work(int threads);
 };
 

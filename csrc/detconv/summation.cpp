@@ -64,23 +64,42 @@ std::vector<Index> sequence_of(const std::array<int, 3>& loops, const Loops& ext
     return sequence;
 }
 
-// Blocks of `block` terms, joined as a binary counter joins: once for every trailing zero bit of the block's number
-// (from 1), older + newer; what is left at the end is folded from newest to oldest.
-void emit_terms(Program& program, Op op, Index terms, Index block, bool start_with_bias) {
-    program.code.push_back({start_with_bias ? Op::bias : Op::zero});
-    int depth = 0;
-    Index number = 0;
-    for (Index begin = 0; begin < terms; begin += std::min(block, terms - begin)) {
-        if (number++ > 0) {
-            program.code.push_back({Op::push});
-            program.code.push_back({Op::zero});
-            program.depth = std::max(program.depth, ++depth);
-        }
-        program.code.push_back({op, false, begin, begin + std::min(block, terms - begin)});
-        for (int joins = std::countr_zero(static_cast<std::uint64_t>(number)); joins > 0; --joins, --depth)
-            program.code.push_back({Op::join});
+// Joins sums as a binary counter joins: once for every trailing zero bit of a sum's number (from 1), older + newer;
+// what is left at the end is folded from newest to oldest. Whoever begins a sum starts its accumulator.
+class Counter {
+public:
+    explicit Counter(Program& program) : program_(program) {}
+    void begin() {
+        if (number_++ == 0) return;
+        program_.code.push_back({Op::push});
+        program_.depth = std::max(program_.depth, ++depth_);
     }
-    for (; depth > 0; --depth) program.code.push_back({Op::join});
+    void end(bool narrow = false) {
+        for (int joins = std::countr_zero(static_cast<std::uint64_t>(number_)); joins > 0; --joins, --depth_)
+            program_.code.push_back({Op::join, narrow});
+    }
+    void fold(bool narrow = false) {
+        for (; depth_ > 0; --depth_) program_.code.push_back({Op::join, narrow});
+    }
+
+private:
+    Program& program_;
+    Index number_ = 0;
+    int depth_ = 0;
+};
+
+void emit_terms(Program& program, Op op, Index terms, Index block, bool start_with_bias) {
+    Counter counter(program);
+    Index begin = 0;
+    do {
+        const Index end = begin + std::min(block, terms - begin);
+        counter.begin();
+        program.code.push_back({begin == 0 && start_with_bias ? Op::bias : Op::zero});
+        if (end > begin) program.code.push_back({op, false, begin, end});
+        counter.end();
+        begin = end;
+    } while (begin < terms);
+    counter.fold();
 }
 
 Program lower_loops(const Summation& s, Index terms, Index block, bool fused, bool has_bias) {
@@ -154,6 +173,28 @@ Program lower(const Summation& s, Index terms, bool has_bias, bool is_float32) {
     const Index block = !blocks ? std::max<Index>(terms, 1) : row.certified ? exact_block : s.block();
     Program program = lower_loops(s, terms, block, fused, has_bias);
     program.wide = is_float32 && row.float32 == Accumulator::wide;
+    return program;
+}
+
+bool can_join_samples(const Summation& s) {
+    const MethodRow& row = row_of(s.method());
+    return !s.has_explicit_order() && !row.certified && !row.rescued;
+}
+
+Program lower_samples(const Summation& s, Index terms, Index samples, bool is_float32) {
+    const Program sample = lower(s, terms, false, is_float32);
+    Program program;
+    program.wide = sample.wide;
+    Counter counter(program);
+    for (Index n = 0; n < samples; ++n) {
+        counter.begin();
+        for (Instruction i : sample.code)
+            program.code.push_back({i.op, i.narrow, i.begin + n * terms, i.end + n * terms});
+        if (program.wide) program.code.push_back({Op::round});
+        counter.end(program.wide);
+    }
+    counter.fold(program.wide);
+    program.depth += sample.depth;
     return program;
 }
 

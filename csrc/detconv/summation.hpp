@@ -93,6 +93,11 @@ Program lower(const Summation& summation, const Loops& loops, bool has_bias, boo
 // The same over terms that have one sequence only (the pixels of a weight gradient).
 Program lower(const Summation& summation, Index terms, bool has_bias, bool is_float32);
 
+// The same for so many samples, one after the other, whose sums are rounded to the element type and joined in the
+// aligned binary tree. Not for accumulators whose sums cannot be joined inside a program: see can_join_samples.
+Program lower_samples(const Summation& summation, Index terms, Index samples, bool is_float32);
+bool can_join_samples(const Summation& summation);
+
 // The naive program of the same terms, by which Kahan's non-finite totals are replaced.
 Program lower_naive(const Summation& summation, Index terms, bool has_bias);
 

@@ -33,8 +33,7 @@ struct TileOutput {
     Rounding rounding;
 };
 
-// Certificate of exact totals: |total - sum| <= gamma * row_norm * column_norm + bias_bound (exact.hpp). `certify`
-// replaces totals by what they round to, and marks those that may round either way.
+// Certificate of exact totals: |total - sum| <= gamma * row_norm * column_norm + bias_bound (exact.hpp).
 struct Certificate {
     void* totals;
     double gamma;
@@ -43,7 +42,7 @@ struct Certificate {
     const double* column_norm;  // [image row][column], image rows apart by column_norm_stride
     Index column_norm_stride;
     Rounding rounding;
-    std::uint8_t* uncertain;  // [broadcast][vector][lane], 1 where the certificate does not hold
+    std::uint8_t* uncertain;  // [broadcast][vector][lane], 1 where it may round either way; written if there is one
 };
 
 // One row a kernel: the driver, the tests and the benches read this table; nothing runs that is not in it.
@@ -74,28 +73,52 @@ struct PanelSource {
     int rows, width;        // rows given; rows of the panel (the rest is +0)
 };
 
+// A plane of an image to be copied to rows of `width` positions, `pitch` apart: those of rows first_row..last_row and
+// positions first..last of a row come from memory, from `data` on, the others are +0.
+struct PlaneSource {
+    const void* data;
+    Index row_stride, stride;
+    Index first_row, last_row, rows;
+    Index first, last, width;
+    Index pitch;
+    Index ahead;  // in memory, from this plane to the one that will be copied next
+};
+
+// Columns to be gathered: of each term, `rows` rows of `width`, from `pitch` apart to side by side. Reads and writes up
+// to a vector more than that.
+struct GatherSource {
+    const void* data;
+    const Index* offsets;  // of each term's first column
+    Index terms, rows, width, pitch;
+};
+
 struct Kernels {
     const char* name;
     std::span<const TileKernel> tiles;
-    // [to double] by element type of the source and whether the target is double
-    void (*pack_float)(const PanelSource&, float*);
-    void (*pack_float_wide)(const PanelSource&, double*);
-    void (*pack_double)(const PanelSource&, double*);
-    void (*copy_float)(const float*, Index stride, Index count, float*);
-    void (*copy_float_wide)(const float*, Index stride, Index count, double*);
-    void (*copy_double)(const double*, Index stride, Index count, double*);
+    // By element type of the source, [wide] to double. Packing tells whether all elements are finite.
+    bool (*pack_float)(const PanelSource&, float*);
+    bool (*pack_float_wide)(const PanelSource&, double*);
+    bool (*pack_double)(const PanelSource&, double*);
+    void (*copy_float)(const PlaneSource&, float*);
+    void (*copy_float_wide)(const PlaneSource&, double*);
+    void (*copy_double)(const PlaneSource&, double*);
+    void (*gather_float)(const GatherSource&, float* target, Index target_pitch);  // from one term to the next
+    void (*gather_double)(const GatherSource&, double* target, Index target_pitch);
     // Samples joined: older[i] = older[i] + newer[i].
     void (*join_float)(const float* newer, Index count, float* older);
     void (*join_double)(const double* newer, Index count, double* older);
     // Norms for the certificate of exact sums (exact.hpp): sums of squares for float32 terms; for float64 the largest
     // magnitude of each row of a panel, and sums of magnitudes of the image.
-    void (*square_sums_float)(const float* panel, Index terms, int width, double* sums);
     void (*square_sums_double)(const double* panel, Index terms, int width, double* sums);
     void (*maxima_double)(const double* panel, Index terms, int width, double* maxima);
     // target[i] += magnitude(source[i])
-    void (*add_squares_float)(const float*, Index count, double* target);
     void (*add_squares_double)(const double*, Index count, double* target);
     void (*add_magnitudes_double)(const double*, Index count, double* target);
+    // target[i] = source[i + offsets[0]] + source[i + offsets[1]] + ...
+    void (*add_shifted_double)(const double* source, const Index* offsets, Index number, Index count, double* target);
+    // sums[i] = factor * sums[i], or factor * (at least the root of sums[i], at most 6.1% more).
+    void (*scale)(double* sums, Index count, double factor);
+    void (*bound_roots)(double* sums, Index count, double factor);
 };
 
 }  // namespace detconv

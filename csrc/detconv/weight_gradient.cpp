@@ -7,20 +7,47 @@
 namespace detconv {
 namespace {
 
+// Samples that one contraction joins: as many as keep a packed panel in half of a small second-level cache. Stores and
+// joins in memory cost most of the time where a sample has few pixels: 3.7 of torch's time at 4x4 and
+// 512 channels, 1.0 joined so.
+constexpr Index joined_terms = 2048;
+
+Index samples_at_once(Index samples, Index terms) {
+    Index at_once = 1;
+    while (samples % (2 * at_once) == 0 && 2 * at_once * terms <= joined_terms) at_once *= 2;
+    return at_once;
+}
+
 // The terms are the pixels (oh, ow) of one sample, or of all of them in turn.
 template <class T>
 void run_over_pixels(Contraction& c, Index samples, const Summation& summation, const Execution& execution,
                      Rounding rounding) {
-    if (samples == 0) c.planes = 0;  // no sample: a sum of no terms
-    c.samples = std::max<Index>(samples, 1);
+    constexpr bool is_float32 = sizeof(T) == 4;
+    const Index terms = samples == 0 ? 0 : c.terms();  // no sample: a sum of no terms
+    auto in_planes = [&](Index count) {
+        c.planes = count, c.samples = count == 0 ? 1 : samples / count;
+        c.image.plane = std::exchange(c.image.sample, c.image.sample * count);
+        c.panel.plane = std::exchange(c.panel.sample, c.panel.sample * count);
+    };
+    Program program;
     if (summation.samples() == Samples::sequence) {
-        c.planes = samples, c.samples = 1;
-        c.image.plane = c.image.sample, c.panel.plane = c.panel.sample;
+        in_planes(samples);
+        check_terms(c.terms());
+        program = lower(summation, c.terms(), false, is_float32);
+        c.rounding = rounding;
+    } else {
+        check_terms(terms);
+        c.samples = std::max<Index>(samples, 1);
+        if (samples == 0) c.planes = 0;
+        program = lower(summation, terms, false, is_float32);
+        const Index at_once = samples_at_once(samples, std::max<Index>(terms, 1));
+        if (at_once > 1 && c.planes == 1 && can_join_samples(summation)) {
+            in_planes(at_once);
+            program = lower_samples(summation, terms, at_once, is_float32);
+        }
+        c.rounding = Rounding::nearest;  // the nodes of the tree are of the element type, its root too
     }
-    check_terms(c.terms());
-    // The nodes of the tree are of the element type, its root too.
-    c.rounding = summation.samples() == Samples::sequence ? rounding : Rounding::nearest;
-    set_arithmetic<T>(c, summation, lower(summation, c.terms(), false, sizeof(T) == 4), false);
+    set_arithmetic<T>(c, summation, std::move(program), false);
     run(std::move(c), execution);
 }
 
@@ -60,6 +87,11 @@ void weight_gradient(const Convolution& g, const View<const T>& input, const Vie
         c.image_size = {g.width, channels};
         c.image.batch = 0, c.image.plane = g.stride.h * xh, c.image.h = xw, c.image.w = xc;
         c.panel.plane = yh, c.panel.h = yw, c.panel.w = 0;
+        if (g.stride.h == 1 && xh == g.width * xw && yh == g.out_width * yw) {  // rows that follow each other are one
+            for (Index p = g.width; p < g.height * g.width; ++p) c.row_taps.push_back(p);
+            c.planes = 1;
+            c.image_size.h = g.height * g.width;
+        }
         c.output.batch = 0, c.output.h = 0, c.output.w = wc;
     }
     run_over_pixels<T>(c, g.samples, summation, execution, rounding);

@@ -1,6 +1,7 @@
 #include "worker.hpp"
 
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "exact.hpp"
@@ -38,12 +39,9 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
                        rows, width};
     // The longest pieces that are contiguous: all of a row, a plane of it, a row of the plane, single terms.
     auto pack_segments = [&](const PanelSource& s) {
-        if (!c_.is_float32)
-            kernels_.pack_double(s, reinterpret_cast<double*>(panel.data));
-        else if (plan_.panel_wide)
-            kernels_.pack_float_wide(s, reinterpret_cast<double*>(panel.data));
-        else
-            kernels_.pack_float(s, reinterpret_cast<float*>(panel.data));
+        *panel.finite = !c_.is_float32            ? kernels_.pack_double(s, reinterpret_cast<double*>(panel.data))
+                        : plan_.element_size == 8 ? kernels_.pack_float_wide(s, reinterpret_cast<double*>(panel.data))
+                                                  : kernels_.pack_float(s, reinterpret_cast<float*>(panel.data));
     };
     const bool plane_contiguous = (nw == 1 || p.w == 1) && (nh == 1 || p.h == nw * p.w) && (nh * nw == 1 || p.w == 1);
     if (plane_contiguous && (c_.planes <= 1 || p.plane == nh * nw)) {
@@ -52,11 +50,12 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
         source.segments = c_.planes, source.segment_terms = nh * nw, source.segment_stride = p.plane;
         pack_segments(source);
     } else {
+        *panel.finite = false;  // not known
         for (Index r = 0; r < plan_.terms; ++r) {
             const Index k = c_.program.sequence.empty() ? r : c_.program.sequence[static_cast<std::size_t>(r)];
             const Index at = k / (nh * nw) * p.plane + k / nw % nh * p.h + k % nw * p.w;
             for (int m = 0; m < width; ++m)
-                write(panel.data, r * width + m, plan_.panel_size == 4,
+                write(panel.data, r * width + m, plan_.element_size == 4,
                       m < rows ? read(data, m * p.row + at, c_.is_float32) : 0.0);
         }
     }
@@ -70,12 +69,9 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
     if (!c_.certified) return;
     if (!c_.is_float32)
         kernels_.maxima_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
-    else if (plan_.panel_wide)
-        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
     else
-        kernels_.square_sums_float(reinterpret_cast<const float*>(panel.data), plan_.terms, width, panel.row_norm);
-    if (c_.is_float32)
-        for (int m = 0; m < width; ++m) panel.row_norm[m] = exact::norm_from_squares(panel.row_norm[m], plan_.terms);
+        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
+    if (c_.is_float32) kernels_.bound_roots(panel.row_norm, width, exact::rounded_up(plan_.terms));
 }
 
 void Worker::load(Index group, Index sample, Index chunk) {
@@ -87,24 +83,28 @@ void Worker::load(Index group, Index sample, Index chunk) {
                         sample * i.sample + chunk_.batch * i.batch + group * i.group +
                             (chunk_.h * c_.step.h - c_.image_origin.h) * i.h + chunk_.w - c_.image_origin.w,
                         plan_.term_size);
+    } else if (plan_.gathers) {
+        gather_images(group, sample);
     } else {
-        copy_image(group, sample);
+        image_ = copy_image(group, sample, chunk_.batch);
     }
     if (c_.certified) measure_columns();
     loaded_group_ = group, loaded_sample_ = sample, loaded_chunk_ = chunk;
 }
 
-// Copies what the chunk's taps read to [row][plane][column], with the padding, the rows and columns as Axis says.
-void Worker::copy_image(Index group, Index sample) {
+// Copies what the chunk's taps read to [plane][row][column], with the padding, the rows and columns as Axis says.
+const char* Worker::copy_image(Index group, Index sample, Index batch) {
     const Contraction::Operand& source = c_.image;
     const Axis &rows = plan_.rows, &columns = plan_.columns;
-    const Index size = plan_.image_size, height = rows.run_length(plan_.copy_h),
+    const Index size = plan_.element_size, height = rows.run_length(plan_.copy_h),
                 width = columns.run_length(plan_.copy_w);
-    const Index row_bytes = c_.planes * plan_.pitch * size;
-    char* const target =
-        image_buffer_.at_least<char>(checked_multiply(rows.length(plan_.copy_h), row_bytes, "the copy of a chunk"));
-    const char* const data = offset(
-        source.data, sample * source.sample + chunk_.batch * source.batch + group * source.group, plan_.term_size);
+    // Tiles that wrap read beyond the last row.
+    const Index beyond = plan_.wraps ? kernel_.columns() : 0;
+    char* const target = image_buffer_.at_least<char>(
+        (checked_multiply(c_.planes, plan_.plane_size, "the copy of a chunk") + beyond) * size);
+    std::memset(target + c_.planes * plan_.plane_size * size, 0, static_cast<std::size_t>(beyond * size));
+    const char* const data =
+        offset(source.data, sample * source.sample + batch * source.batch + group * source.group, plan_.term_size);
     // Positions begin..end of a run lie inside the image; the others, and those beyond the chunk, are +0.
     struct Inside {
         Index first, begin, end;
@@ -116,128 +116,163 @@ void Worker::copy_image(Index group, Index sample) {
         const Index end = first < size_of_image ? std::min(divide_up(size_of_image - first, axis.step), positions) : 0;
         return Inside{first, begin, std::max(begin, end)};
     };
+    // Where a chunk is a whole image, the padding of the one before is that of this one.
+    const bool has_padding = loaded_chunk_ >= 0 && plan_.chunks_h == 1 && plan_.chunks_w == 1;
     for (Index rh = 0; rh < rows.runs(); ++rh) {
         const Inside in_h = inside(rows, rh, chunk_.h, chunk_.height, c_.image_origin.h, c_.image_size.h);
-        for (Index q = 0; q < height; ++q) {
-            char* const row = target + (rh * height + q) * row_bytes;
-            if (q < in_h.begin || q >= in_h.end) {
-                std::memset(row, 0, static_cast<std::size_t>(row_bytes));
-                continue;
+        for (Index rw = 0; rw < columns.runs(); ++rw) {
+            const Inside in_w = inside(columns, rw, chunk_.w, chunk_.width, c_.image_origin.w, c_.image_size.w);
+            const Index h = in_h.first + in_h.begin * rows.step, w = in_w.first + in_w.begin * columns.step;
+            PlaneSource plane{offset(data, h * source.h + w * source.w, plan_.term_size),
+                              source.h * rows.step,
+                              source.w * columns.step,
+                              in_h.begin,
+                              in_h.end,
+                              height,
+                              in_w.begin,
+                              in_w.end,
+                              width,
+                              plan_.pitch,
+                              source.plane};
+            Index first = rh * height * plan_.pitch + rw * width;
+            if (has_padding) {
+                first += plane.first_row * plan_.pitch + plane.first;
+                plane.rows = plane.last_row -= plane.first_row, plane.first_row = 0;
+                plane.width = plane.last -= plane.first, plane.first = 0;
             }
-            const Index h = in_h.first + q * rows.step;
-            for (Index rw = 0; rw < columns.runs(); ++rw) {
-                const Inside in_w = inside(columns, rw, chunk_.w, chunk_.width, c_.image_origin.w, c_.image_size.w);
-                const Index count = in_w.end - in_w.begin, stride = source.w * columns.step;
-                for (Index p = 0; p < c_.planes; ++p) {
-                    char* const to = row + (p * plan_.pitch + rw * width) * size;
-                    char* const middle = to + in_w.begin * size;
-                    std::memset(to, 0, static_cast<std::size_t>(in_w.begin * size));
-                    std::memset(to + in_w.end * size, 0, static_cast<std::size_t>((width - in_w.end) * size));
-                    if (count == 0) continue;
-                    const Index w = in_w.first + in_w.begin * columns.step;
-                    const char* const from =
-                        offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
-                    if (!c_.is_float32)
-                        kernels_.copy_double(reinterpret_cast<const double*>(from), stride, count,
-                                             reinterpret_cast<double*>(middle));
-                    else if (plan_.image_wide)
-                        kernels_.copy_float_wide(reinterpret_cast<const float*>(from), stride, count,
-                                                 reinterpret_cast<double*>(middle));
-                    else
-                        kernels_.copy_float(reinterpret_cast<const float*>(from), stride, count,
-                                            reinterpret_cast<float*>(middle));
-                }
+            for (Index p = 0; p < c_.planes; ++p) {
+                char* const to = target + (p * plan_.plane_size + first) * size;
+                plane.data = offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
+                if (!c_.is_float32)
+                    kernels_.copy_double(plane, reinterpret_cast<double*>(to));
+                else if (size == 8)
+                    kernels_.copy_float_wide(plane, reinterpret_cast<double*>(to));
+                else
+                    kernels_.copy_float(plane, reinterpret_cast<float*>(to));
             }
         }
+    }
+    return target;
+}
+
+// Copies the images of a chunk, one after the other, and from each the columns of every term:
+// [term][batch][row][column].
+void Worker::gather_images(Index group, Index sample) {
+    const Index pitch = plan_.gathered_pitch, size = plan_.element_size, area = chunk_.height * chunk_.width;
+    char* const target = gathered_buffer_.at_least<char>(plan_.terms * pitch * size);
+    for (Index n = 0; n < chunk_.batches; ++n) {
+        const GatherSource source{copy_image(group, sample, chunk_.batch + n),
+                                  plan_.sources.data(),
+                                  plan_.terms,
+                                  chunk_.height,
+                                  chunk_.width,
+                                  plan_.pitch};
+        char* const to = target + n * area * size;
+        if (size == 8)
+            kernels_.gather_double(source, reinterpret_cast<double*>(to), pitch);
+        else
+            kernels_.gather_float(source, reinterpret_cast<float*>(to), pitch);
     }
     image_ = target;
 }
 
-// Norms of the windows of the chunk's columns: sums over the planes first, then over the taps of the window.
+// Norms of the windows of the chunk's columns: sums over the planes, then over the rows and the columns of a window.
 void Worker::measure_columns() {
     const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
-    const Index width = round_up(chunk_.width, tile_w), height = round_up(chunk_.height, tile_h);
     // The image as rows of `length` elements, `planes` of them to be added up; in place it is dense.
     const bool in_place = plan_.in_place;
     const Index row_advance = in_place ? c_.step.h : 1;
     const Index length = in_place ? chunk_.width + plan_.span_w - 1 : plan_.pitch;
     const Index rows = in_place ? (chunk_.height - 1) * c_.step.h + plan_.span_h : plan_.rows.length(plan_.copy_h);
-    const Index row_stride = in_place ? c_.image.h : c_.planes * plan_.pitch;
-    const Index plane_stride = in_place ? c_.image.plane : plan_.pitch;
-    const char* const first =
-        in_place ? offset(image_, plan_.first_tap_h * c_.image.h + plan_.first_tap_w, plan_.image_size) : image_;
-    double* const sums = squares_buffer_.at_least<double>(rows * length);
-    std::fill_n(sums, rows * length, 0.0);
-    for (Index row = 0; row < rows; ++row) {
-        for (Index p = 0; p < c_.planes; ++p) {
-            const char* const from = offset(first, row * row_stride + p * plane_stride, plan_.image_size);
-            if (!c_.is_float32)
-                kernels_.add_magnitudes_double(reinterpret_cast<const double*>(from), length, sums + row * length);
-            else if (plan_.image_wide)
-                kernels_.add_squares_double(reinterpret_cast<const double*>(from), length, sums + row * length);
-            else
-                kernels_.add_squares_float(reinterpret_cast<const float*>(from), length, sums + row * length);
-        }
+    if (plan_.gathers) {  // the window of a column is a column of the copy
+        const Index count = plan_.gathered_pitch;
+        norms_ = norms_buffer_.at_least<double>(count);
+        std::fill_n(norms_, count, 0.0);
+        for (Index r = 0; r < plan_.terms; ++r)
+            (c_.is_float32 ? kernels_.add_squares_double : kernels_.add_magnitudes_double)(
+                reinterpret_cast<const double*>(image_) + r * count, count, norms_);
+        (c_.is_float32 ? kernels_.bound_roots : kernels_.scale)(norms_, count, exact::rounded_up(plan_.terms));
+        norms_pitch_ = 0;
+        return;
     }
-    // A tile that was shifted to stay inside the image starts before the chunk: room for it on the left and above.
-    norms_pitch_ = width + tile_w;
-    double* const memory = norms_buffer_.at_least<double>((height + tile_h) * norms_pitch_);
-    std::fill_n(memory, (height + tile_h) * norms_pitch_, 0.0);
-    norms_ = memory + tile_h * norms_pitch_ + tile_w;
-    auto norm = [&](double sum, Index additions) {
-        return c_.is_float32 ? exact::norm_from_squares(sum, additions) : exact::norm_from_magnitudes(sum, additions);
-    };
+    // Rows of columns that lie side by side are measured as one; those between them are not wanted.
+    const Index lines = row_advance == 1 ? 1 : chunk_.height, line_rows = chunk_.height / lines;
+    const Index line = (line_rows - 1) * length + chunk_.width;
+    double* const sums = squares_buffer_.at_least<double>((rows + line_rows) * length);
+    double* const window_rows = sums + rows * length;
+    std::fill_n(sums, rows * length, 0.0);
+    auto add = c_.is_float32 ? kernels_.add_squares_double : kernels_.add_magnitudes_double;
+    if (in_place) {
+        const double* const first =
+            reinterpret_cast<const double*>(image_) + plan_.first_tap_h * c_.image.h + plan_.first_tap_w;
+        for (Index row = 0; row < rows; ++row)
+            for (Index p = 0; p < c_.planes; ++p)
+                add(first + row * c_.image.h + p * c_.image.plane, length, sums + row * length);
+    } else {
+        for (Index p = 0; p < c_.planes; ++p)
+            add(reinterpret_cast<const double*>(image_) + p * plan_.plane_size, rows * length, sums);
+    }
+    // A tile that was shifted to stay inside the image starts before the chunk, and one that sticks out ends behind it:
+    // room for both. What is not wanted may have any norm.
+    norms_pitch_ = plan_.wraps ? plan_.row_step : length;
+    const Index room = tile_h * norms_pitch_ + tile_w, columns = chunk_.height * norms_pitch_;
+    double* const memory = norms_buffer_.at_least<double>(columns + 2 * room);
+    norms_ = memory + room;
+    std::fill(memory, norms_, 0.0);
+    std::fill_n(norms_ + columns - norms_pitch_, norms_pitch_ + room, 0.0);
+    auto bound = c_.is_float32 ? kernels_.bound_roots : kernels_.scale;
     // Many taps and few columns (a weight gradient): the windows nearly are the image, and its norm bounds them all.
-    const bool few = plan_.rows.taps() * plan_.columns.taps() > chunk_.height * chunk_.width;
-    const double whole = few ? norm(std::accumulate(sums, sums + rows * length, 0.0), rows * length + c_.planes) : 0;
-    for (Index h = 0; h < chunk_.height; ++h) {
-        double* const norms = norms_ + h * norms_pitch_;
-        if (few) {
-            std::fill_n(norms, chunk_.width, whole);
-            continue;
-        }
-        for (Index i = 0; i < plan_.rows.taps(); ++i)
-            for (Index j = 0; j < plan_.columns.taps(); ++j) {
-                const Index row = in_place ? c_.row_taps[static_cast<std::size_t>(i)] - plan_.first_tap_h
-                                           : plan_.rows.at(i, plan_.copy_h);
-                const Index column = in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
-                                              : plan_.columns.at(j, plan_.copy_w);
-                kernels_.join_double(sums + (h * row_advance + row) * length + column, chunk_.width, norms);
-            }
-        for (Index w = 0; w < chunk_.width; ++w) norms[w] = norm(norms[w], plan_.terms);
+    if (plan_.rows.taps() * plan_.columns.taps() > chunk_.height * chunk_.width) {
+        double whole = std::accumulate(sums, sums + rows * length, 0.0);
+        bound(&whole, 1, exact::rounded_up(rows * length + c_.planes));
+        std::fill_n(norms_, columns, whole);
+        return;
+    }
+    std::vector<Index> row_offsets, column_offsets;
+    for (Index i = 0; i < plan_.rows.taps(); ++i)
+        row_offsets.push_back(length * (in_place ? c_.row_taps[static_cast<std::size_t>(i)] - plan_.first_tap_h
+                                                 : plan_.rows.at(i, plan_.copy_h)));
+    for (Index j = 0; j < plan_.columns.taps(); ++j)
+        column_offsets.push_back(in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
+                                          : plan_.columns.at(j, plan_.copy_w));
+    for (Index i = 0; i < lines; ++i) {
+        double* const norms = norms_ + i * norms_pitch_;
+        kernels_.add_shifted_double(sums + i * row_advance * length, row_offsets.data(), plan_.rows.taps(),
+                                    line_rows * length, window_rows);
+        kernels_.add_shifted_double(window_rows, column_offsets.data(), plan_.columns.taps(), line, norms);
+        bound(norms, line, exact::rounded_up(plan_.terms));
     }
 }
 
 void Worker::multiply(Index number, const Panel& panel, const Contraction::Output& out) {
-    const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
+    const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns(), row_step = plan_.row_step;
     const int rows = static_cast<int>(std::min<Index>(kernel_.rows(), c_.rows - number * kernel_.rows()));
     const bool reads_flags = c_.certified || c_.rescued;
     bool special_bias = false;
     if (c_.rescued)
         for (int m = 0; m < rows; ++m) special_bias |= !std::isfinite(read(panel.bias, m, c_.is_float32));
-    const auto& code = c_.program.code;
-    Tile tile{panel.data,
-              kernel_.rows(),
-              nullptr,
-              plan_.taps.data(),
-              plan_.tile_row_step,
-              code.data(),
-              static_cast<Index>(code.size()),
-              panel.bias,
-              stack_,
-              totals_};
-    for (Index h = 0; h < chunk_.height; h += tile_h) {
+    Tile tile{panel.data, kernel_.rows(), nullptr, plan_.taps.data(), row_step, nullptr, 0,
+              panel.bias, stack_,         totals_};
+    // Where tiles wrap, the chunk is one long row. In place, a tile that would stick out of the image is shifted back;
+    // the outputs it then shares with another tile have the same bits and are not stored twice. In a copy there is room
+    // for it to stick out.
+    const bool wraps = plan_.wraps, in_place = plan_.in_place;
+    const Index chunk_rows = chunk_.batches * chunk_.height, height = wraps ? 1 : chunk_.height;
+    const Index width = (chunk_rows - height) * row_step + chunk_.width;
+    const Index last_top = c_.columns.h - tile_h - chunk_.h;
+    const Index last_left = (wraps ? (c_.columns.h - 1 - chunk_.h) * row_step : -chunk_.w) + c_.columns.w - tile_w;
+    for (Index h = 0; h < height; h += tile_h) {
         if (should_stop()) return;
-        // In place, a tile that would stick out of the image is shifted back; the outputs it then shares with another
-        // tile have the same bits and are not stored twice. In a copy there is room for it to stick out.
-        const Index top = plan_.in_place ? std::min(h, c_.columns.h - tile_h - chunk_.h) : h;
+        const Index top = in_place && !wraps ? std::min(h, last_top) : h;
         const int skip_h = static_cast<int>(h - top);
-        for (Index w = 0; w < chunk_.width; w += tile_w) {
-            const Index left = plan_.in_place ? std::min(w, c_.columns.w - tile_w - chunk_.w) : w;
+        const auto& code = plan_.program(chunk_.h + top, *panel.finite);
+        tile.code = code.data(), tile.code_size = static_cast<Index>(code.size());
+        for (Index w = 0; w < width; w += tile_w) {
+            const Index left = in_place ? std::min(w, last_left) : w;
             const int skip_w = static_cast<int>(w - left);
-            tile.image = offset(image_, top * plan_.tile_row_step + left, plan_.image_size);
-            const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, chunk_.height - h)),
-                                static_cast<int>(std::min(tile_w - skip_w, chunk_.width - w))};
+            tile.image = offset(image_, top * row_step + left, plan_.element_size);
+            const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, height - h)),
+                                static_cast<int>(std::min(tile_w - skip_w, width - w))};
             if (reads_flags) parallel::Flags::clear();
             kernel_.run(tile);
             if (reads_flags) {
@@ -247,9 +282,19 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
                 // an infinite bias that is added last raises no flag.
                 if (c_.rescued && (flags.overflow || flags.invalid || special_bias)) rescue(tile);
             }
-            kernel_.store({offset(totals_, total_index(0, skip_h, skip_w), plan_.element_size),
-                           offset(out.data, h * out.h + w * out.w, plan_.term_size), out.row, out.h, out.w, rows,
-                           wanted.image_rows, wanted.columns, c_.rounding});
+            // A tile that wraps has a piece of each row that it meets, and between them columns that are not wanted.
+            for (Index at = w, end = w + wanted.columns; at < end;) {
+                const Index row = wraps ? at / row_step : h, column = wraps ? at % row_step : at;
+                const Index piece = std::min(end - at, chunk_.width - column);
+                if (piece > 0)
+                    kernel_.store(
+                        {offset(totals_, total_index(0, skip_h, static_cast<int>(at - left)), plan_.element_size),
+                         offset(out.data,
+                                row / chunk_.height * c_.output.batch + row % chunk_.height * out.h + column * out.w,
+                                plan_.term_size),
+                         out.row, out.h, out.w, rows, wanted.image_rows, static_cast<int>(piece), c_.rounding});
+                at += wraps ? row_step - column : piece;
+            }
         }
     }
 }
@@ -272,11 +317,11 @@ void Worker::certify(const Tile& tile, const Panel& panel, const double* norms, 
 
 double Worker::recompute(const Tile& tile, int row, int h, int w) const {
     auto sum = [&]<class T>(exact::Superaccumulator<T> accumulator) -> double {
-        const char* const image = offset(tile.image, h * tile.row_step + w, plan_.image_size);
+        const char* const image = offset(tile.image, h * tile.row_step + w, plan_.element_size);
         for (Index r = 0; r < plan_.terms; ++r)
             accumulator.add_product(
-                static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.panel_size == 4)),
-                static_cast<T>(read(image, tile.taps[r], plan_.image_size == 4)));
+                static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.element_size == 4)),
+                static_cast<T>(read(image, tile.taps[r], plan_.element_size == 4)));
         accumulator.add(static_cast<T>(read(tile.bias, row, plan_.element_size == 4)));
         return accumulator.rounded(c_.rounding);
     };

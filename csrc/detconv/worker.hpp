@@ -1,54 +1,25 @@
 // One thread's share of a call: it packs panels, copies chunks and runs tiles.
 #pragma once
 
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
-
 #include "parallel.hpp"
 #include "plan.hpp"
+#include "scratch.hpp"
 
 namespace detconv {
-
-// 64-byte aligned memory that grows and is reused. New memory is +0.
-class Buffer {
-public:
-    template <class T>
-    T* at_least(Index count) {
-        const auto bytes =
-            static_cast<std::size_t>(round_up(checked_multiply(count, sizeof(T), "scratch memory"), 64) + 64);
-        if (bytes > size_) {
-            memory_.reset(std::aligned_alloc(64, bytes));
-            if (!memory_) {
-                size_ = 0;
-                throw std::bad_alloc();
-            }
-            std::memset(memory_.get(), 0, bytes);
-            size_ = bytes;
-        }
-        return static_cast<T*>(memory_.get());
-    }
-
-private:
-    struct Free {
-        void operator()(void* p) const { std::free(p); }
-    };
-    std::unique_ptr<void, Free> memory_;
-    std::size_t size_ = 0;
-};
 
 // A packed panel, and behind it the bias and the error bounds of its rows.
 struct Panel {
     char* data;
     void* bias;  // in the accumulator's type
     double *row_norm, *bias_bound;
+    bool* finite;  // whether all its weights are
 
     Panel(void* block, const Plan& plan)
         : data(static_cast<char*>(block)),
-          bias(data + round_up(plan.panel_elements * plan.panel_size, 64)),
+          bias(data + round_up(plan.panel_elements * plan.element_size, 64)),
           row_norm(static_cast<double*>(bias) + round_up(plan.kernel->rows(), 8)),
-          bias_bound(row_norm + round_up(plan.kernel->rows(), 8)) {}
+          bias_bound(row_norm + round_up(plan.kernel->rows(), 8)),
+          finite(reinterpret_cast<bool*>(bias_bound + round_up(plan.kernel->rows(), 8))) {}
 };
 
 // The outputs of a tile that are wanted: rows from 0, columns from (h, w).
@@ -69,7 +40,8 @@ public:
     }
 
     Panel private_panel(Index number) {
-        return {panel_buffer_.at_least<char>(plan_.unit_panels * plan_.panel_block) + number * plan_.panel_block,
+        return {panel_buffer_.at_least<char>(plan_.kept_panels * plan_.panel_block) +
+                    number % plan_.kept_panels * plan_.panel_block,
                 plan_};
     }
     void pack(Index group, Index sample, Index number, const Panel& panel) const;
@@ -81,7 +53,8 @@ public:
     const Chunk& chunk() const { return chunk_; }
 
 private:
-    void copy_image(Index group, Index sample);
+    const char* copy_image(Index group, Index sample, Index batch);
+    void gather_images(Index group, Index sample);
     void measure_columns();
     // Makes the totals of a tile the exact sums rounded once; only the wanted outputs count.
     void certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
@@ -99,8 +72,8 @@ private:
     const Kernels& kernels_;
     parallel::Control& control_;
     const int thread_;
-    Buffer image_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_, uncertain_buffer_,
-        squares_buffer_, norms_buffer_;
+    Buffer image_buffer_, gathered_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_,
+        uncertain_buffer_, squares_buffer_, norms_buffer_;
     double *totals_, *rescued_ = nullptr, *stack_;
     std::uint8_t* uncertain_ = nullptr;
 
