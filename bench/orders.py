@@ -71,7 +71,7 @@ class Layer:
         }
 
 
-def _plain(*rows: tuple[int, ...]) -> list[Layer]:
+def _plain(*rows: tuple[int, int, int, int, int, int]) -> list[Layer]:
     return [Layer(*row) for row in rows]
 
 

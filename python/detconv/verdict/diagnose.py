@@ -9,9 +9,10 @@ import numpy as np
 
 from detconv.arrays import Array as AnyArray
 from detconv.verdict import regions
+from detconv.verdict.bounds import CONFIDENCE
 from detconv.verdict.case import Case, Expected, Guess, cropped, shape_of
 from detconv.verdict.hypotheses import ROWS, Row
-from detconv.verdict.judge import CONFIDENCE, Verdict, claimed, judge_problem
+from detconv.verdict.judge import Verdict, claimed, judge_problem
 from detconv.verdict.problem import Array, Problem, numbers
 
 # A guess must make the output this much more likely, in bits: for each number that it took from the output, and at all.
