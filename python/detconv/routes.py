@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias
 
@@ -118,14 +119,24 @@ def torch_routes() -> Mapping[str, Route]:
         return output
 
     def without_onednn(layer: Layer) -> Array:
-        onednn = torch.backends.mkldnn
-        before, onednn.enabled = onednn.enabled, False
-        try:
+        with onednn(torch, False):
             return conv2d(layer)
-        finally:
-            onednn.enabled = before
 
     routes = {"torch": conv2d}
     if torch.backends.mkldnn.is_available():
         routes["torch, oneDNN off"] = without_onednn
     return routes
+
+
+def onednn(torch: Any, enabled: bool) -> AbstractContextManager[None]:
+    """Context manager inside which torch computes with oneDNN, or without; its other settings stay.
+
+    Setting ``enabled`` itself is forbidden once torch's own test utilities have been imported.
+    """
+    settings = torch.backends.mkldnn
+    inside: AbstractContextManager[None] = settings.flags(
+        enabled=enabled and settings.is_available(),
+        deterministic=settings.deterministic,
+        allow_tf32=settings.allow_tf32,
+    )
+    return inside

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from detconv import routes
 from detconv.revealing.passes import Array, Geometry
 
 
@@ -49,12 +50,8 @@ def _torch(g: Geometry, onednn: bool = True) -> Callable[..., Any]:
     rest = (list(g.stride), padding, list(g.dilation), g.groups)
 
     def conv2d(input: Any, weight: Any, bias: Any) -> Any:
-        settings = torch.backends.mkldnn
-        before, settings.enabled = settings.enabled, onednn and settings.is_available()
-        try:
+        with routes.onednn(torch, onednn):
             return torch.nn.functional.conv2d(input, weight, bias, *rest)
-        finally:
-            settings.enabled = before
 
     return conv2d
 
