@@ -271,7 +271,22 @@ bool pack(const PanelSource& from, Element* panel) {
     // NaN once there was an infinity or a NaN; four of them, as one is a chain of additions longer than the rest takes.
     V trace[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
     const auto* data = static_cast<const Term*>(from.data);
-    for (int m = 0; m < from.width; m += L) {
+    // One row is no panel to be transposed (depthwise: half of a weight gradient's time).
+    const bool single = from.width == 1 && from.position == nullptr;
+    for (Index segment = 0; single && segment < from.segments; ++segment) {
+        Element* const target = panel + segment * from.segment_terms;
+        for (Index k = 0; k < from.segment_terms; k += L) {
+            const Index rest = from.segment_terms - k;
+            const Term* const source = data + segment * from.segment_stride + k;
+            const V values = rest >= L ? V::load(source) : V::load_first(source, static_cast<int>(rest));
+            trace[k / L % 4] = trace[k / L % 4] + values * V::zero();
+            if (rest >= L)
+                values.template to<Element>().store(target + k);
+            else
+                values.template to<Element>().store_first(target + k, static_cast<int>(rest));
+        }
+    }
+    for (int m = 0; !single && m < from.width; m += L) {
         const int lanes = from.width - m < L ? from.width - m : L;
         const int rows = from.rows - m < L ? from.rows - m : L;
         for (Index segment = 0; segment < from.segments; ++segment) {
