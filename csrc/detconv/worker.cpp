@@ -43,7 +43,7 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
                         : plan_.element_size == 8 ? kernels_.pack_float_wide(s, reinterpret_cast<double*>(panel.data))
                                                   : kernels_.pack_float(s, reinterpret_cast<float*>(panel.data));
     };
-    const bool plane_contiguous = (nw == 1 || p.w == 1) && (nh == 1 || p.h == nw * p.w) && (nh * nw == 1 || p.w == 1);
+    const bool plane_contiguous = (nw == 1 || p.w == 1) && (nh == 1 || p.h == nw);
     if (plane_contiguous && (c_.planes <= 1 || p.plane == nh * nw)) {
         pack_segments(source);
     } else if (plane_contiguous && nh * nw > 1) {

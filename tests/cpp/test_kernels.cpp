@@ -369,7 +369,8 @@ TEST("kernels: a certified total rounds one way, whatever the error within its b
 
 template <class T, class Element>
 void check_pack(bool (*pack)(const PanelSource&, Element*), Random& random, const char* name) {
-    const int width = static_cast<int>(random.between(1, 40)), rows = static_cast<int>(random.between(1, width));
+    const int width = random.chance(20) ? 1 : static_cast<int>(random.between(1, 40)),
+              rows = static_cast<int>(random.between(1, width));
     const Index segments = random.between(1, 4), segment_terms = random.between(1, 40),
                 terms = segments * segment_terms;
     const Index segment_stride = segment_terms + random.between(0, 3);
@@ -411,8 +412,10 @@ void check_copy(void (*copy)(const PlaneSource&, Element*), Random& random, cons
     from.pitch = from.width + random.between(0, 3);
     from.stride = random.chance(50) ? 1 : random.between(-3, 3);
     const Index rows = from.last_row - from.first_row, count = from.last - from.first;
+    const bool across = random.chance(30);  // the next row is the next element
+    if (across) from.stride = random.chance(50) ? rows + 2 : -rows - 2;
     const Index reach = std::abs(from.stride) * std::max<Index>(count - 1, 0), length = reach + 1;
-    from.row_stride = random.chance(50) ? length : -length - random.between(0, 3);
+    from.row_stride = across ? 1 : random.chance(50) ? length : -length - random.between(0, 3);
     const Index up = std::max<Index>(rows - 1, 0) * std::abs(from.row_stride);
     const auto source = made<T>(up + length, random.next(), "wide");
     const T* const first = source.data() + (from.stride < 0 ? reach : 0) + (from.row_stride < 0 ? up : 0);
