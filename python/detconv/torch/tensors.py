@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from detconv.arrays import KNOWN, Adopted, NumPyArray, name_of
+from detconv.arrays import KNOWN, QUICK, Adopted, NumPyArray, Quick, name_of
 
 HALF_TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 ELEMENT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
@@ -18,6 +18,7 @@ _Key = torch._C.DispatchKey
 
 # Keys of the thread's state that are there when nobody watches.
 _USUAL_KEYS = sum(torch._C.DispatchKeySet(key).raw_repr() for key in (_Key.BackendSelect, _Key.ADInplaceOrView))
+_UNUSUAL_KEYS, _watchers = ~_USUAL_KEYS, torch._C._dispatch_tls_local_include_set
 
 
 class Tensors:
@@ -79,7 +80,7 @@ class Tensors:
 
         Without any of these the engine is called at once, which takes half the time of an operator.
         """
-        observed = torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() & ~_USUAL_KEYS
+        observed = torch.compiler.is_compiling() or _watchers().raw_repr() & _UNUSUAL_KEYS
         differentiates = torch.is_grad_enabled()
         for x in arrays:
             autocast = x.dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
@@ -94,6 +95,30 @@ class Tensors:
 
 TENSORS = Tensors()
 KNOWN.update({torch.Tensor: TENSORS, torch.nn.Parameter: TENSORS})
+
+
+def _quick_views(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[NumPyArray, NumPyArray, NumPyArray | None] | None:
+    """Views of plain, contiguous tensors without gradient, when nobody watches; NumPy's own view refuses all others."""
+    dtype = input.dtype
+    if type(weight) not in _PLAIN or weight.dtype is not dtype or dtype not in _QUICK_TYPES:
+        return None
+    if bias is not None and (type(bias) not in _PLAIN or bias.dtype is not dtype):
+        return None
+    if not (input.is_contiguous() and weight.is_contiguous()) or torch.compiler.is_compiling():
+        return None
+    if _watchers().raw_repr() & _UNUSUAL_KEYS or forward_ad._current_level >= 0:
+        return None
+    try:
+        return input.numpy(), weight.numpy(), None if bias is None else bias.numpy()
+    except (RuntimeError, TypeError):  # a gradient, another device, a lazy negation
+        return None
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_QUICK_TYPES = (torch.float32, torch.float64)
+QUICK.update(dict.fromkeys(_PLAIN, Quick(_quick_views, torch.from_numpy)))
 
 
 def suggests_channels_last(tensor: torch.Tensor) -> bool:
@@ -114,7 +139,7 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
 
 
 def is_plain(x: torch.Tensor) -> bool:
-    return type(x) in (torch.Tensor, torch.nn.Parameter)
+    return type(x) in _PLAIN
 
 
 def is_dense(x: torch.Tensor) -> bool:
