@@ -98,8 +98,8 @@ const char* Worker::copy_image(Index group, Index sample, Index batch) {
     const Axis &rows = plan_.rows, &columns = plan_.columns;
     const Index size = plan_.element_size, height = rows.run_length(plan_.copy_h),
                 width = columns.run_length(plan_.copy_w);
-    // Tiles that wrap read beyond the last row.
-    const Index beyond = plan_.wraps ? kernel_.columns() : 0;
+    // Tiles that wrap read beyond the last row, and gathering reads whole vectors.
+    const Index beyond = plan_.gathers ? 64 / size : plan_.wraps ? kernel_.columns() : 0;
     char* const target = image_buffer_.at_least<char>(
         (checked_multiply(c_.planes, plan_.plane_size, "the copy of a chunk") + beyond) * size);
     std::memset(target + c_.planes * plan_.plane_size * size, 0, static_cast<std::size_t>(beyond * size));
@@ -174,6 +174,11 @@ void Worker::gather_images(Index group, Index sample) {
             kernels_.gather_float(source, reinterpret_cast<float*>(to), pitch);
     }
     image_ = target;
+    if (!c_.certified && !c_.rescued) return;
+    // Where flags are read, a tile that sticks out must not raise any.
+    const Index used = chunk_.batches * area;
+    for (Index r = 0; r < plan_.terms; ++r)
+        std::memset(target + (r * pitch + used) * size, 0, static_cast<std::size_t>((pitch - used) * size));
 }
 
 // Norms of the windows of the chunk's columns: sums over the planes, then over the rows and the columns of a window.
