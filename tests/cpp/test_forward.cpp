@@ -33,6 +33,10 @@ const Layer layers[] = {
     {.input = {1, 2, 30, 30}, .weight = {3, 2, 2, 2}, .stride = {1, 2}, .bias = false},
     {.input = {3, 1, 1, 130}, .weight = {2, 1, 1, 5}, .padding = {0, 0, 4, 4}, .dilation = {1, 9}},
     {.input = {1, 2, 2, 3}, .weight = {70, 2, 4, 4}, .padding = all_around(3)},
+    // Batches of small images, whose columns are gathered.
+    {.input = {9, 3, 4, 4}, .weight = {17, 3, 3, 3}, .padding = all_around(1)},
+    {.input = {7, 4, 7, 6}, .weight = {6, 2, 3, 3}, .stride = {2, 1}, .padding = {1, 0, 2, 1}, .groups = 2},
+    {.input = {70, 2, 1, 2}, .weight = {3, 2, 1, 2}, .padding = all_around(1), .bias = false},
 };
 
 // A summation that runs on an accumulator; several, by number.
