@@ -155,6 +155,8 @@ def onnxruntime_route(problem: Problem) -> Route:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = detconv.get_num_threads(), 1
     options.log_severity_level = 3
+    # Its threads would go on spinning, and take the processors of whoever is timed next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     call = partial(session.run, None, {"x": x})
     return Route(call, lambda: call()[0])

@@ -78,7 +78,7 @@ struct Unit {
 template <class Where>
 void run_sample(const Plan& plan, const Unit& unit, Index sample, Worker& worker, SharedPanels& shared,
                 const parallel::Control& control, Where&& where) {
-    const bool packs_ahead = !plan.shared_panels && plan.kept_panels > 1;
+    const bool packs_ahead = !plan.shared_panels && plan.packs_ahead;
     if (packs_ahead)
         for (Index i = unit.first_panel; i < unit.last_panel; ++i)
             worker.pack(unit.group, sample, i, worker.private_panel(i - unit.first_panel));

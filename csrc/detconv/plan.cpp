@@ -288,7 +288,8 @@ void Plan::share_work(int threads) {
     unit_panels = divide_up(panels, panel_parts);
     unit_chunks = divide_up(chunks(), chunk_parts);
     // A panel that meets one chunk only is packed when its turn comes, and is still in the cache then.
-    kept_panels = unit_chunks > 1 ? unit_panels : 1;
+    packs_ahead = unit_chunks > 1;
+    kept_panels = packs_ahead ? unit_panels : 1;
 }
 
 }  // namespace detconv

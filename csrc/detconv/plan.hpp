@@ -95,7 +95,8 @@ public:
     bool shared_panels;
     Index panel_parts, chunk_parts, units;  // per group
     Index unit_panels, unit_chunks;         // at most, of a unit
-    Index kept_panels;                      // of a thread, where they are not shared
+    bool packs_ahead;                       // where panels are not shared: all of a unit's, or each when its turn comes
+    Index kept_panels;                      // of a thread, then
     double gamma = 0;
 
     Index chunks() const { return divide_up(c.batches, chunk_batches) * chunks_h * chunks_w; }
