@@ -89,12 +89,16 @@ def _others(result: Result, threads: list[int]) -> Iterator[Line]:
 
 
 def _hard_values(result: Result) -> float | None:
-    """The most that other values cost, both as a ratio to torch's time, for which all values are the same."""
-    ratios = {row.layer: row.ratio for row in _tuned(result, suite="values", route="exact")}
+    """The most that other values cost, both in the time of fp64, to which all values are the same."""
+    times: dict[str, dict[str, float]] = {}
+    for row in _tuned(result, suite="values"):
+        if row.seconds is not None:
+            times.setdefault(row.layer, {})[row.route] = row.seconds.median
+    ratios = {layer: of["exact"] / of["fp64"] for layer, of in times.items() if {"exact", "fp64"} <= set(of)}
     shares = []
     for layer, ratio in ratios.items():
         normal = ratios.get(f"{layer.rsplit(' ', 1)[0]} normal")
-        if ratio and normal and not layer.endswith("normal"):
+        if normal is not None and not layer.endswith("normal"):
             shares.append(ratio / normal)
     return max(shares, default=None)
 
