@@ -108,9 +108,14 @@ class Result:
     schema: int = SCHEMA
 
     def save(self, path: Path) -> None:
-        """Write all of it, or nothing: an interrupted write leaves what was there."""
+        """Write all of it, or nothing: an interrupted write leaves what was there. A row's defaults are left out."""
+        entries = asdict(self)
+        usual = asdict(Row("", "", "", "", "", "", 0, ""))
+        entries["rows"] = [
+            {name: value for name, value in row.items() if value != usual[name]} for row in entries["rows"]
+        ]
         scratch = path.with_suffix(".partial")
-        scratch.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
+        scratch.write_text(json.dumps(entries, separators=(",", ":"), allow_nan=False) + "\n")
         scratch.replace(path)
 
     @staticmethod
