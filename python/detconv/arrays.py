@@ -107,13 +107,14 @@ class NumPy:
     name = "numpy.ndarray"
 
     def check(self, argument: str, value: Any) -> None:
-        if isinstance(value, np.ma.MaskedArray):
+        if type(value) in (np.ndarray, np.memmap):
+            return
+        if isinstance(value, np.ma.MaskedArray):  # np.ma is imported when it is first named: 60 ms
             raise TypeError(f"{argument} must be a plain numpy.ndarray; got a masked array (x.filled(0) fills it)")
-        if type(value) not in (np.ndarray, np.memmap):
-            raise TypeError(
-                f"{argument} must be a plain numpy.ndarray; got {name_of(type(value))} "
-                "(numpy.asarray(x) drops what the subclass adds)"
-            )
+        raise TypeError(
+            f"{argument} must be a plain numpy.ndarray; got {name_of(type(value))} "
+            "(numpy.asarray(x) drops what the subclass adds)"
+        )
 
     def adopt(self, argument: str, value: NumPyArray) -> Adopted:
         return value, None, False
