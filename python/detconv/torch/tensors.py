@@ -100,7 +100,7 @@ KNOWN.update({torch.Tensor: TENSORS, torch.nn.Parameter: TENSORS})
 def _quick_views(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[NumPyArray, NumPyArray, NumPyArray | None] | None:
-    """Views of plain, contiguous tensors without gradient, when nobody watches; NumPy's own view refuses all others."""
+    """Views of plain tensors without gradient, when nobody watches; NumPy's own view refuses all others."""
     dtype = input.dtype
     if type(weight) not in _PLAIN or weight.dtype is not dtype or dtype not in _QUICK_TYPES:
         return None
@@ -108,7 +108,7 @@ def _quick_views(
         return None
     if input.requires_grad or weight.requires_grad:  # NumPy's view would say so, but an exception costs 20 us
         return None
-    if not (input.is_contiguous() and weight.is_contiguous()) or torch.compiler.is_compiling():
+    if not (_is_in_rows(input) and _is_in_rows(weight)) or torch.compiler.is_compiling():
         return None
     if _watchers().raw_repr() & _UNUSUAL_KEYS or forward_ad._current_level >= 0:
         return None
@@ -116,6 +116,12 @@ def _quick_views(
         return input.numpy(), weight.numpy(), None if bias is None else bias.numpy()
     except (RuntimeError, TypeError):  # another device or layout, a lazy negation
         return None
+
+
+def _is_in_rows(x: torch.Tensor) -> bool:
+    """Whether `suggests_channels_last` is false, for the first of its reasons; or for a single element."""
+    strides = x.stride()
+    return len(strides) == 4 and (strides[3] < x.shape[1] * strides[1] or strides == (1, 1, 1, 1))
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
