@@ -108,14 +108,14 @@ def _quick_views(
         return None
     if input.requires_grad or weight.requires_grad:  # NumPy's view would say so, but an exception costs 20 us
         return None
-    if not (_is_in_rows(input) and _is_in_rows(weight)) or torch.compiler.is_compiling():
-        return None
-    if _watchers().raw_repr() & _UNUSUAL_KEYS or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or _watchers().raw_repr() & _UNUSUAL_KEYS or forward_ad._current_level >= 0:
         return None
     try:
-        return input.numpy(), weight.numpy(), None if bias is None else bias.numpy()
+        if _is_in_rows(input) and _is_in_rows(weight):
+            return input.numpy(), weight.numpy(), None if bias is None else bias.numpy()
     except (RuntimeError, TypeError):  # another device or layout, a lazy negation
-        return None
+        pass
+    return None
 
 
 def _is_in_rows(x: torch.Tensor) -> bool:
