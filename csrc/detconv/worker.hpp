@@ -56,6 +56,7 @@ private:
     const char* copy_image(Index group, Index sample, Index batch);
     void gather_images(Index group, Index sample);
     void measure_columns();
+    void fetch(const char* first, const Wanted& wanted, const Contraction::Output& out) const;
     // Makes the totals of a tile the exact sums rounded once; only the wanted outputs count.
     void certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
                  parallel::Flags flags);
