@@ -62,8 +62,10 @@ def calls(dtype: type, batch: int = 5, kind: str = "uniform") -> dict[str, Pass]
             ((3, 11, 12), (8, 3, 5, 5), {"padding": (2, 2), "stride": (2, 1)}),
             ((20, 6, 7), (40, 20, 1, 1), {}),
             ((20, 6, 7), (9, 20, 1, 1), {"stride": (2, 3), "padding": (0, 1)}),
+            ((20, 6, 7), (9, 20, 1, 1), {"stride": (1, 2)}),
             ((8, 12, 9), (12, 4, 3, 2), {"groups": 2, "dilation": (2, 3), "padding": (1, 2), "stride": (3, 2)}),
             ((10, 8, 20), (10, 1, 3, 3), {"groups": 10, "padding": (1, 1)}),
+            ((35, 9, 8), (35, 1, 3, 3), {"groups": 35, "padding": (1, 1)}),
         ]
     ):
         options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **geometry}
@@ -89,6 +91,30 @@ def test_no_instruction_set_and_no_number_of_threads_changes_a_bit(name: str, su
         )
         if dtype == np.float32 or summation.endswith("rounded"):  # the specification takes its time over float64
             assert_same_bits(actual, call.run(reference, summation), name)
+
+
+@pytest.mark.parametrize("summation", [*METHODS, "naive order=kh,kw,c products=rounded", "pairwise block=3"])
+@pytest.mark.parametrize("name", [name.replace("bias", "forward") for name in calls(np.float32)])
+def test_channels_last_in_and_out(name: str, summation: str) -> None:
+    """Groups, batches and channels then lie between each other, and are read and written many at a time."""
+    compiled = detconv.Summation.parse(summation)._compiled
+    for dtype, batch in [(np.float32, 1), (np.float32, 5), (np.float64, 3)]:
+        found = calls(dtype, batch)
+        number = name.split()[1]
+        image, weight = found[f"weight {number}"].arguments[0], found[f"input {number}"].arguments[1]
+        found[f"forward {number}"] = Pass("conv2d", (image, weight, None), found[f"weight {number}"].options)
+        call = found[name]
+        last = call.relaid("channels last")
+        more = {"output_padding": (0, 0), "channels_last": True} if "transpose" in name else {"channels_last": True}
+        options = {**call.options, "summation": compiled, **more}
+
+        def run(arguments: Any = last.arguments, options: Any = options, function: str = call.name) -> Array:
+            result: Array = getattr(_core, function)(*arguments, **options)
+            assert result.strides[1] == result.itemsize or result.shape[1] == 1
+            return np.ascontiguousarray(result)
+
+        variants = on_every_instruction_set(run, threads=(1, 3))
+        assert_consistent({**variants, "contiguous": call.run(detconv, summation)})
 
 
 @pytest.mark.parametrize("samples", ["tree", "sequence"])

@@ -59,13 +59,14 @@ private:
     std::unique_ptr<std::atomic<State>[]> states_;
 };
 
-// A range of panels against a range of chunks, of one group.
+// A range of panels against a range of chunks, of each group of a range.
 struct Unit {
-    Index number, group, first_panel, last_panel, first_chunk, last_chunk;
+    Index number, first_group, last_group, first_panel, last_panel, first_chunk, last_chunk;
 
     Unit(const Plan& plan, Index n) : number(n) {
         const Index chunk_part = n % plan.chunk_parts, panel_part = n / plan.chunk_parts % plan.panel_parts;
-        group = n / plan.chunk_parts / plan.panel_parts;
+        first_group = n / plan.chunk_parts / plan.panel_parts * plan.unit_groups;
+        last_group = std::min(first_group + plan.unit_groups, plan.c.groups);
         first_panel = plan.panels * panel_part / plan.panel_parts;
         last_panel = plan.panels * (panel_part + 1) / plan.panel_parts;
         first_chunk = plan.chunks() * chunk_part / plan.chunk_parts;
@@ -74,27 +75,97 @@ struct Unit {
     Index panels() const { return last_panel - first_panel; }
 };
 
-// Runs one sample of a unit; where(number, chunk) says where the outputs of a panel and a chunk go.
-template <class Where>
+// Runs one sample of a unit: where(group, panel, chunk) says where outputs go, done(chunk) that those of a chunk are
+// there.
+template <class Where, class Done>
 void run_sample(const Plan& plan, const Unit& unit, Index sample, Worker& worker, SharedPanels& shared,
-                const parallel::Control& control, Where&& where) {
+                const parallel::Control& control, Where&& where, Done&& done) {
     const bool packs_ahead = !plan.shared_panels && plan.packs_ahead;
     if (packs_ahead)
         for (Index i = unit.first_panel; i < unit.last_panel; ++i)
-            worker.pack(unit.group, sample, i, worker.private_panel(i - unit.first_panel));
+            worker.pack(unit.first_group, sample, i, worker.private_panel(i - unit.first_panel));
     for (Index chunk = unit.first_chunk; chunk < unit.last_chunk; ++chunk) {
-        worker.load(unit.group, sample, chunk);
-        for (Index i = 0; i < unit.panels(); ++i) {
-            // Every unit starts at another panel, so that the threads pack different ones.
-            const Index number = unit.first_panel + (plan.shared_panels ? (i + unit.number) % unit.panels() : i);
-            const Panel panel = plan.shared_panels ? shared.get(unit.group, number, worker, control)
-                                                   : worker.private_panel(number - unit.first_panel);
-            if (worker.should_stop()) return;
-            if (!plan.shared_panels && !packs_ahead) worker.pack(unit.group, sample, number, panel);
-            worker.multiply(number, panel, where(number, chunk));
+        for (Index group = unit.first_group; group < unit.last_group; ++group) {
+            worker.load(group, sample, chunk);
+            for (Index i = 0; i < unit.panels(); ++i) {
+                // Every unit starts at another panel, so that the threads pack different ones.
+                const Index number = unit.first_panel + (plan.shared_panels ? (i + unit.number) % unit.panels() : i);
+                const Panel panel = plan.shared_panels ? shared.get(group, number, worker, control)
+                                                       : worker.private_panel(number - unit.first_panel);
+                if (worker.should_stop()) return;
+                if (!plan.shared_panels && !packs_ahead) worker.pack(group, sample, number, panel);
+                worker.multiply(number, panel, where(group, number, chunk));
+            }
         }
+        done(chunk);
     }
 }
+
+// Outputs of groups or batches that lie between each other, kept until all are there: [group or batch][row][h][w].
+class Interleave {
+public:
+    Interleave(const Plan& plan, const Kernels& kernels) : plan_(plan), kernels_(kernels) {
+        row_ = plan.chunk_h * plan.chunk_w;
+        image_ = plan.unit_panels * plan.kernel->rows() * row_;
+        outputs_ = memory_.at_least<char>(plan.interleaved * image_ * plan.term_size);
+    }
+
+    // Where the outputs of a panel and a chunk are kept.
+    Contraction::Output at(const Unit& unit, Index group, Index number, Index chunk) const {
+        const Index which = plan_.gathers ? 0 : (plan_.neighbours_are_groups ? group : chunk) % plan_.interleaved;
+        const Index first = which * image_ + (number - unit.first_panel) * plan_.kernel->rows() * row_;
+        return {.data = outputs_ + first * plan_.term_size, .batch = image_, .row = row_, .h = plan_.chunk_w, .w = 1};
+    }
+
+    // Writes those of which a chunk, of all groups of the unit, has the last.
+    void write(const Unit& unit, Index chunk) const {
+        const Chunk extent = plan_.chunk(chunk);
+        Index first_chunk = chunk, count = extent.batches;
+        if (plan_.neighbours_are_groups) {
+            count = unit.last_group - unit.first_group;
+        } else if (!plan_.gathers) {
+            if (chunk + 1 < unit.last_chunk && (chunk + 1) % plan_.interleaved != 0) return;
+            first_chunk = std::max(unit.first_chunk, chunk - chunk % plan_.interleaved);
+            count = chunk - first_chunk + 1;
+        }
+        for (Index number = unit.first_panel; number < unit.last_panel; ++number) {
+            const Contraction::Output from = at(unit, unit.first_group, number, first_chunk),
+                                      to = plan_.output(unit.first_group, number, first_chunk);
+            // A position is a plane, what lies side by side in memory its columns.
+            const bool even = from.h == extent.width && to.h == extent.width * to.w;
+            const Index rows = even ? 1 : extent.height;
+            PlaneSource source{.data = nullptr,
+                               .row_stride = from.h,
+                               .stride = image_,
+                               .first_row = 0,
+                               .last_row = rows,
+                               .rows = rows,
+                               .first = 0,
+                               .last = count,
+                               .width = count,
+                               .pitch = to.h,
+                               .planes = even ? extent.height * extent.width : extent.width,
+                               .plane_stride = 1,
+                               .plane_pitch = to.w};
+            const Index first_row = number * plan_.kernel->rows();
+            for (Index m = 0; m < std::min<Index>(plan_.kernel->rows(), plan_.c.rows - first_row); ++m) {
+                source.data = static_cast<const char*>(from.data) + m * from.row * plan_.term_size;
+                char* const target = static_cast<char*>(to.data) + m * to.row * plan_.term_size;
+                if (plan_.c.is_float32)
+                    kernels_.copy_float(source, reinterpret_cast<float*>(target));
+                else
+                    kernels_.copy_double(source, reinterpret_cast<double*>(target));
+            }
+        }
+    }
+
+private:
+    const Plan& plan_;
+    const Kernels& kernels_;
+    Buffer memory_;
+    Index row_, image_;
+    char* outputs_;
+};
 
 // Joins the totals of a unit's samples in the order of a binary counter: once for every trailing zero bit of the
 // sample's number (from 1), older + newer; what is left at the end is folded from newest to oldest. Every aligned block
@@ -104,17 +175,18 @@ public:
     SampleJoin(const Plan& plan, const Kernels& kernels) : plan_(plan), kernels_(kernels) {
         const int levels = std::bit_width(static_cast<std::uint64_t>(plan.c.samples)) + 1;
         rows_ = plan.unit_panels * plan.kernel->rows();
-        outputs_ = rows_ * plan.unit_chunks * plan.chunk_h * plan.chunk_w;
+        outputs_ = plan.unit_groups * plan.unit_chunks * rows_ * plan.chunk_h * plan.chunk_w;
         totals_ = memory_.at_least<char>(levels * outputs_ * plan.term_size);
         // Tiles at the borders leave gaps, which are joined like the rest.
         std::memset(totals_, 0, static_cast<std::size_t>(levels * outputs_ * plan.term_size));
     }
 
     // Where the next sample's outputs of a panel and a chunk go.
-    Contraction::Output next(const Unit& unit, Index number, Index chunk) const {
+    Contraction::Output next(const Unit& unit, Index group, Index number, Index chunk) const {
         const Index area = plan_.chunk_h * plan_.chunk_w;
-        const Index at = depth_ * outputs_ + (chunk - unit.first_chunk) * rows_ * area +
-                         (number - unit.first_panel) * plan_.kernel->rows() * area;
+        const Index block = (group - unit.first_group) * plan_.unit_chunks + chunk - unit.first_chunk;
+        const Index at =
+            depth_ * outputs_ + (block * rows_ + (number - unit.first_panel) * plan_.kernel->rows()) * area;
         return {.data = totals_ + at * plan_.term_size, .row = area, .h = plan_.chunk_w, .w = 1};
     }
 
@@ -126,24 +198,26 @@ public:
     void finish(const Unit& unit) {
         while (depth_ > 1) join();
         depth_ = 0;
-        for (Index chunk = unit.first_chunk; chunk < unit.last_chunk; ++chunk)
-            for (Index number = unit.first_panel; number < unit.last_panel; ++number) {
-                const Contraction::Output from = next(unit, number, chunk),
-                                          to = plan_.output(unit.group, number, chunk);
-                const Chunk extent = plan_.chunk(chunk);
-                const Index first = number * plan_.kernel->rows();
-                const Index rows = std::min<Index>(plan_.kernel->rows(), plan_.c.rows - first);
-                for (Index m = 0; m < rows; ++m)
-                    for (Index h = 0; h < extent.height; ++h)
-                        for (Index w = 0; w < extent.width; ++w)
-                            if (plan_.c.is_float32)
-                                copy<float>(from, to, m, h, w);
-                            else
-                                copy<double>(from, to, m, h, w);
-            }
+        for (Index group = unit.first_group; group < unit.last_group; ++group)
+            for (Index chunk = unit.first_chunk; chunk < unit.last_chunk; ++chunk)
+                for (Index number = unit.first_panel; number < unit.last_panel; ++number)
+                    finish(plan_.chunk(chunk), number * plan_.kernel->rows(), next(unit, group, number, chunk),
+                           plan_.output(group, number, chunk));
     }
 
 private:
+    void finish(const Chunk& chunk, Index first_row, const Contraction::Output& from,
+                const Contraction::Output& to) const {
+        const Index rows = std::min<Index>(plan_.kernel->rows(), plan_.c.rows - first_row);
+        for (Index m = 0; m < rows; ++m)
+            for (Index h = 0; h < chunk.height; ++h)
+                for (Index w = 0; w < chunk.width; ++w)
+                    if (plan_.c.is_float32)
+                        copy<float>(from, to, m, h, w);
+                    else
+                        copy<double>(from, to, m, h, w);
+    }
+
     void join() {
         --depth_;
         char* const older = totals_ + (depth_ - 1) * outputs_ * plan_.term_size;
@@ -188,20 +262,23 @@ void run(Contraction contraction, const Execution& execution) {
     parallel::run(threads, control, [&](int thread) {
         Worker worker(plan, execution.kernels, control, thread);
         std::optional<SampleJoin> join;
+        std::optional<Interleave> interleave;
         if (c.samples > 1) join.emplace(plan, execution.kernels);
+        if (plan.interleaved > 1) interleave.emplace(plan, execution.kernels);
         for (Index number; (number = next.fetch_add(1, std::memory_order_relaxed)) < plan.units; ++finished) {
             const Unit unit(plan, number);
-            if (!join) {
-                run_sample(plan, unit, 0, worker, shared, control,
-                           [&](Index panel, Index chunk) { return plan.output(unit.group, panel, chunk); });
-                continue;
-            }
+            auto where = [&](Index group, Index panel, Index chunk) {
+                return join         ? join->next(unit, group, panel, chunk)
+                       : interleave ? interleave->at(unit, group, panel, chunk)
+                                    : plan.output(group, panel, chunk);
+            };
             for (Index sample = 0; sample < c.samples && !control.stopped(); ++sample) {
-                run_sample(plan, unit, sample, worker, shared, control,
-                           [&](Index panel, Index chunk) { return join->next(unit, panel, chunk); });
-                join->add(sample + 1);
+                run_sample(plan, unit, sample, worker, shared, control, where, [&](Index chunk) {
+                    if (interleave) interleave->write(unit, chunk);
+                });
+                if (join) join->add(sample + 1);
             }
-            join->finish(unit);
+            if (join) join->finish(unit);
         }
         // The calling thread alone can see an interrupt: it looks out for one until the others are done.
         while (thread == 0 && finished.load(std::memory_order_relaxed) < plan.units && !worker.should_stop())

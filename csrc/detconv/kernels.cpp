@@ -263,7 +263,16 @@ constexpr TileKernel tiles[] = {
 };
 #endif
 
-// Terms of a row lie side by side in memory, terms of a panel a row apart: squares are transposed in registers.
+template <class V, class Element>
+DETCONV_INLINE void store_as(V values, Index count, Element* target) {
+    if (count >= V::size)
+        values.template to<Element>().store(target);
+    else
+        values.template to<Element>().store_first(target, static_cast<int>(count));
+}
+
+// A panel has the rows of a term side by side. Memory may have them so, too; mostly it has the terms of a row, and
+// squares are transposed in registers.
 template <class Term, class Element>
 bool pack(const PanelSource& from, Element* panel) {
     using V = Lanes<Term, register_bytes / sizeof(Element)>;
@@ -271,45 +280,52 @@ bool pack(const PanelSource& from, Element* panel) {
     // NaN once there was an infinity or a NaN; four of them, as one is a chain of additions longer than the rest takes.
     V trace[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
     const auto* data = static_cast<const Term*>(from.data);
+    auto load_terms = [&](const Term* source, int count) __attribute__((always_inline)) {
+        if (from.term_stride == 1) return count == L ? V::load(source) : V::load_first(source, count);
+        V terms = V::zero();
+        for (int t = 0; t < count; ++t) terms.v[t] = source[t * from.term_stride];
+        return terms;
+    };
     // One row is no panel to be transposed (depthwise: half of a weight gradient's time).
     const bool single = from.width == 1 && from.position == nullptr;
     for (Index segment = 0; single && segment < from.segments; ++segment) {
         Element* const target = panel + segment * from.segment_terms;
         for (Index k = 0; k < from.segment_terms; k += L) {
-            const Index rest = from.segment_terms - k;
-            const Term* const source = data + segment * from.segment_stride + k;
-            const V values = rest >= L ? V::load(source) : V::load_first(source, static_cast<int>(rest));
+            const Index count = from.segment_terms - k;
+            const V values = load_terms(data + segment * from.segment_stride + k * from.term_stride,
+                                        count < L ? static_cast<int>(count) : L);
             trace[k / L % 4] = trace[k / L % 4] + values * V::zero();
-            if (rest >= L)
-                values.template to<Element>().store(target + k);
-            else
-                values.template to<Element>().store_first(target + k, static_cast<int>(rest));
+            store_as(values, count, target + k);
         }
     }
+    const bool adjacent = from.row_stride == 1 && from.term_stride != 1;
     for (int m = 0; !single && m < from.width; m += L) {
         const int lanes = from.width - m < L ? from.width - m : L;
         const int rows = from.rows - m < L ? from.rows - m : L;
+        auto store = [&](V values, Index term) __attribute__((always_inline)) {
+            store_as(values, lanes, panel + (from.position ? from.position[term] : term) * from.width + m);
+        };
         for (Index segment = 0; segment < from.segments; ++segment) {
             const Index first = segment * from.segment_terms;
-            for (Index k = 0; k < from.segment_terms; k += L) {
-                const Index terms = from.segment_terms - k < L ? from.segment_terms - k : L;
+            for (Index k = 0; adjacent && k < from.segment_terms; ++k) {
+                const Term* const source = data + m + segment * from.segment_stride + k * from.term_stride;
+                const V values = rows == L ? V::load(source) : V::load_first(source, rows > 0 ? rows : 0);
+                trace[k % 4] = trace[k % 4] + values * V::zero();
+                store(values, first + k);
+            }
+            for (Index k = 0; !adjacent && k < from.segment_terms; k += L) {
+                const int terms = from.segment_terms - k < L ? static_cast<int>(from.segment_terms - k) : L;
                 V square[L];
                 for (int i = 0; i < L; ++i) {
                     square[i] = V::zero();
                     if (i >= rows) continue;
-                    const Term* source = data + (m + i) * from.row_stride + segment * from.segment_stride + k;
-                    square[i] = terms == L ? V::load(source) : V::load_first(source, static_cast<int>(terms));
+                    const Term* const source =
+                        data + (m + i) * from.row_stride + segment * from.segment_stride + k * from.term_stride;
+                    square[i] = load_terms(source, terms);
                 }
                 for (int i = 0; i < L; ++i) trace[i % 4] = trace[i % 4] + square[i] * V::zero();
                 transpose(square);
-                for (Index t = 0; t < terms; ++t) {
-                    const Index r = from.position ? from.position[first + k + t] : first + k + t;
-                    const auto values = square[t].template to<Element>();
-                    if (lanes == L)
-                        values.store(panel + r * from.width + m);
-                    else
-                        values.store_first(panel + r * from.width + m, lanes);
-                }
+                for (int t = 0; t < terms; ++t) store(square[t], first + k + t);
             }
         }
     }
@@ -326,59 +342,73 @@ DETCONV_INLINE void fill_zero(Element* target, Index count) {
     if (i < count) V::zero().store_first(target + i, static_cast<int>(count - i));
 }
 
+// What a plane has around its middle.
+template <class Element>
+DETCONV_INLINE void fill_padding(const PlaneSource& from, Element* target) {
+    for (Index row = 0; row < from.rows; ++row, target += from.pitch) {
+        const bool inside = row >= from.first_row && row < from.last_row;
+        fill_zero(target, inside ? from.first : from.width);
+        if (inside) fill_zero(target + from.last, from.width - from.last);
+    }
+}
+
+// One of the three directions in an image lies along memory. Where a row's does not, squares are transposed: with the
+// next row (a 1x1 weight gradient, whose columns are channels: 6% of its time) or the next plane (channels last: a
+// third of a layer's time).
 template <class Term, class Element>
 void copy(const PlaneSource& from, Element* target) {
-    using V = Lanes<Element, register_bytes / sizeof(Element)>;
-    using U = Lanes<Term, V::size>;
-    constexpr int L = V::size;
+    using U = Lanes<Term, register_bytes / sizeof(Element)>;
+    constexpr int L = U::size;
     const auto* const data = static_cast<const Term*>(from.data);
-    const Index count = from.last - from.first;
-    auto store = [](U values, Index number, Element* to) __attribute__((always_inline)) {
-        if (number >= L)
-            values.template to<Element>().store(to);
-        else
-            values.template to<Element>().store_first(to, static_cast<int>(number));
-    };
-    // Columns of the plane lie along memory (a 1x1 weight gradient, whose columns are channels: 6% of its time):
-    // squares are transposed.
-    const bool across = from.row_stride == 1 && from.stride != 1;
-    for (Index row = from.first_row; across && row < from.last_row; row += L)
-        for (Index i = 0; i < count; i += L) {
-            const Index rows = from.last_row - row < L ? from.last_row - row : L;
-            U square[L];
-            for (int j = 0; j < L; ++j) {
-                const Term* const source = data + (i + j) * from.stride + row - from.first_row;
-                square[j] = i + j >= count ? U::zero()
-                            : rows == L    ? U::load(source)
-                                           : U::load_first(source, static_cast<int>(rows));
+    const Index height = from.last_row - from.first_row, count = from.last - from.first;
+    Element* const middle = target + from.first_row * from.pitch + from.first;
+    // count x lines elements of one row or plane: a line's are `stride` apart, lines side by side; the copy has them
+    // the other way.
+    auto transposed = [&](const Term* source, Index lines, Element* to, Index line_pitch)
+                          __attribute__((always_inline)) {
+                              for (Index i = 0; i < count; i += L)
+                                  for (Index line = 0; line < lines; line += L) {
+                                      const Index here = lines - line < L ? lines - line : L;
+                                      U square[L];
+                                      for (int j = 0; j < L; ++j) {
+                                          const Term* const at = source + (i + j) * from.stride + line;
+                                          square[j] = i + j >= count ? U::zero()
+                                                      : here == L    ? U::load(at)
+                                                                     : U::load_first(at, static_cast<int>(here));
+                                      }
+                                      transpose(square);
+                                      for (Index j = 0; j < here; ++j)
+                                          store_as(square[j], count - i, to + (line + j) * line_pitch + i);
+                                  }
+                          };
+    const bool by_planes = from.stride != 1 && from.plane_stride == 1 && from.planes > 1,
+               by_rows = from.stride != 1 && from.row_stride == 1 && !by_planes;
+    for (Index row = 0; by_planes && row < height; ++row)
+        transposed(data + row * from.row_stride, from.planes, middle + row * from.pitch, from.plane_pitch);
+    for (Index plane = 0; plane < from.planes; ++plane) {
+        const Term* const start = data + plane * from.plane_stride;
+        Element* const middle_of = middle + plane * from.plane_pitch;
+        fill_padding(from, target + plane * from.plane_pitch);
+        if (by_rows) transposed(start, height, middle_of, from.pitch);
+        if (by_rows || by_planes) continue;
+        for (Index row = 0; row < height; ++row) {
+            const Term* const source = start + row * from.row_stride;
+            Element* const to = middle_of + row * from.pitch;
+            Index i = 0;
+            if (from.stride == 1) {
+                for (; i + L <= count; i += L) {
+                    __builtin_prefetch(source + i + from.plane_stride);
+                    store_as(U::load(source + i), L, to + i);
+                }
+                if (i < count) store_as(U::load_first(source + i, static_cast<int>(count - i)), count - i, to + i);
+                continue;
             }
-            transpose(square);
-            for (Index j = 0; j < rows; ++j)
-                store(square[j], count - i, target + (row + j) * from.pitch + from.first + i);
-        }
-    for (Index row = 0; row < from.rows; ++row, target += from.pitch) {
-        if (row < from.first_row || row >= from.last_row || count == 0) {
-            fill_zero(target, from.width);
-            continue;
-        }
-        const Term* const source = data + (row - from.first_row) * from.row_stride;
-        Element* const middle = target + from.first;
-        Index i = across ? count : 0;
-        if (from.stride == 1) {
-            for (; i + L <= count; i += L) {
-                __builtin_prefetch(source + i + from.ahead);
-                store(U::load(source + i), L, middle + i);
-            }
-            if (i < count) store(U::load_first(source + i, static_cast<int>(count - i)), count - i, middle + i);
-        } else {
             // Every other one: while there is one more, both vectors lie inside the row.
             if (from.stride == 2)
                 for (; i + L < count; i += L)
-                    store(even(U::load(source + 2 * i), U::load(source + 2 * i + L)), L, middle + i);
-            for (; i < count; ++i) middle[i] = static_cast<Element>(source[i * from.stride]);
+                    store_as(even(U::load(source + 2 * i), U::load(source + 2 * i + L)), L, to + i);
+            for (; i < count; ++i) to[i] = static_cast<Element>(source[i * from.stride]);
         }
-        fill_zero(target, from.first);
-        fill_zero(target + from.last, from.width - from.last);
     }
 }
 

@@ -12,6 +12,8 @@ constexpr Index chunk_bytes = 256 << 10;
 // Columns of small images gathered at a time, per thread: a chunk and a panel stay in a second-level cache. 4x4 pixels
 // of 512 channels, 3x3, batch 32: from 1.81 of torch's time to 1.42.
 constexpr Index gathered_bytes = 1024 << 10;
+// Images copied at once because they lie between each other: half of a second-level cache.
+constexpr Index neighbour_bytes = 1 << 20;
 // Packed panels kept, per thread: all of them, shared, where they fit; else each thread packs as many at a time for
 // itself.
 constexpr Index panel_bytes = 2 << 20;
@@ -37,6 +39,7 @@ Plan::Plan(const Contraction& contraction, const Execution& execution)
     choose_kernel(execution.kernels, execution.threads);
     choose_chunks(execution.threads);
     lay_out();
+    find_neighbours();
     skip_padding();
     share_work(execution.threads);
     if (c.certified)
@@ -72,6 +75,7 @@ Index Plan::copy_bytes(Index h, Index w) const {
 // How many images to gather the columns of: those that leave the fewest columns of tiles empty; 0: it does not pay.
 Index Plan::batches_to_gather(const TileKernel& k, int threads) const {
     if (c.batches == 1 || c.samples > 1 || k.image_rows() > 1 || terms == 0) return 0;
+    if (c.image.w != 1 && c.image.plane != 1 && c.image.batch != 1) return 0;  // copied one by one
     const Index image = c.columns.h * c.columns.w;
     if (image > 4 * k.columns()) return 0;
     constexpr Index enough = 64;
@@ -109,9 +113,10 @@ double Plan::cost(const TileKernel& k, const Walk& walk, Index fused, Index roun
             for (const Index tap : c.row_taps) skipped += is_padding(tap, row, k) ? 1 : 0;
         term_cost *= 1 - static_cast<double>(skipped) / static_cast<double>(rows.taps() * down);
     }
-    // In the table's unit, 100 a tile go into starting it, and for each of its vectors 6 into storing, 30 with a
-    // transposition.
-    const double vector = k.side == Side::rows ? 30 : 6;
+    // In the table's unit, 100 a tile go into starting it, and for each of its vectors 6 into storing where memory has
+    // the outputs of a vector side by side, 30 with a transposition, more one by one.
+    const bool by_rows = k.side == Side::rows;
+    const double vector = (by_rows ? c.output.row : c.output.w) == 1 ? 6 : by_rows && c.output.w == 1 ? 30 : 60;
     double cycles = tiles * (term_cost + 100 + vector * k.vectors * k.broadcasts);
     if (!walk.stays)
         cycles += static_cast<double>(c.planes * rows.length(c.columns.h)) *
@@ -199,6 +204,7 @@ void Plan::lay_out() {
                                                  c.column_taps[static_cast<std::size_t>(j)]
                                            : p * plane_size + rows.at(i, copy_h) * pitch + columns.at(j, copy_w));
     const auto& sequence = c.program.sequence;
+    std::vector<Index> position;
     if (sequence.empty()) {
         taps = std::move(by_term);
     } else {
@@ -209,6 +215,7 @@ void Plan::lay_out() {
             position[static_cast<std::size_t>(sequence[r])] = static_cast<Index>(r);
         }
     }
+    panel_terms = PanelTerms(c, position);
     if (!gathers) return;
     sources = taps;
     // Room for a tile that sticks out, and for a vector that is stored whole.
@@ -217,10 +224,45 @@ void Plan::lay_out() {
     row_step = chunk_w;
 }
 
+PanelTerms::PanelTerms(const Contraction& c, const std::vector<Index>& given) : position(given) {
+    const Contraction::Operand& p = c.panel;
+    const auto nh = static_cast<Index>(c.row_taps.size()), nw = static_cast<Index>(c.column_taps.size());
+    const bool even_plane = nh == 1 || nw == 1 || p.h == nw * p.w;
+    const Index tap_stride = nw > 1 ? p.w : p.h;
+    if (nh * nw == 1) {
+        segment_terms = c.planes, term_stride = p.plane;
+    } else if (even_plane && (c.planes <= 1 || p.plane == nh * nw * tap_stride)) {
+        segment_terms = c.terms(), term_stride = tap_stride;
+    } else if (even_plane && p.plane == 1 && p.row != 1) {  // channels last: the planes of a tap side by side
+        segments = nh * nw, segment_stride = tap_stride, segment_terms = c.planes;
+        position.clear();
+        for (Index tap = 0; tap < segments; ++tap)
+            for (Index plane = 0; plane < c.planes; ++plane) {
+                const Index term = plane * segments + tap;
+                position.push_back(given.empty() ? term : given[static_cast<std::size_t>(term)]);
+            }
+    } else if (even_plane) {
+        segments = c.planes, segment_stride = p.plane, segment_terms = nh * nw, term_stride = tap_stride;
+    } else {
+        pieces = c.planes, piece_stride = p.plane;
+        segments = nh, segment_stride = p.h, segment_terms = nw, term_stride = p.w;
+    }
+}
+
 // Whether a row of taps lies in the padding for all rows of columns of the tile that starts with `row`.
 bool Plan::is_padding(Index tap, Index row, const TileKernel& k) const {
     const Index last = std::min(row + k.image_rows(), c.columns.h) - 1;
     return row * c.step.h + tap >= c.image_origin.h + c.image_size.h || last * c.step.h + tap < c.image_origin.h;
+}
+
+void Plan::find_neighbours() {
+    if (in_place || c.image.w == 1 || (c.image.plane == 1 && c.planes > 1)) return;
+    neighbours_are_groups = c.image.group == 1 && !gathers;
+    if (!neighbours_are_groups && (c.image.batch != 1 || chunks_h * chunks_w != 1)) return;
+    const Index most = std::min(64 / term_size, neighbours_are_groups ? c.groups : c.batches);
+    neighbours = std::clamp(neighbour_bytes / std::max<Index>(c.planes * plane_size * element_size, 1), Index(1), most);
+    if (c.samples == 1 && c.output.w != 1 && (neighbours_are_groups ? c.output.group : c.output.batch) == 1)
+        interleaved = gathers ? chunk_batches : neighbours;
 }
 
 void Plan::skip_padding() {
@@ -265,6 +307,8 @@ void Plan::share_work(int threads) {
     panel_elements = checked_multiply(terms, width, "a packed panel");
     panel_block = round_up(panel_elements * element_size, 64) + 3 * round_up(width * 8, 64) + 64;
     const bool joins = c.samples > 1;
+    unit_groups = neighbours_are_groups ? neighbours : 1;
+    group_parts = divide_up(c.groups, unit_groups);
     shared_panels =
         !joins && checked_multiply(panels * c.groups, panel_block, "packed panels") <= panel_bytes * threads;
     // A unit is a range of panels against a range of chunks: for every chunk, all panels of the range.
@@ -273,22 +317,22 @@ void Plan::share_work(int threads) {
     panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(kept_bytes / panel_block, 1));
     chunk_parts = shared_panels ? chunks() : 1;
     if (joins) {
-        const Index outputs = divide_up(panels, panel_parts) * width * chunk_h * chunk_w;
+        const Index outputs = unit_groups * divide_up(panels, panel_parts) * width * chunk_h * chunk_w;
         chunk_parts = divide_up(chunks(), std::max<Index>(joined_outputs / outputs, 1));
     }
     // Where the whole dimension is too few units to feed the threads evenly, the other one is cut as well.
     auto feed = [&](Index& parts, Index most) {
-        const Index have = panel_parts * chunk_parts * c.groups;
+        const Index have = panel_parts * chunk_parts * group_parts;
         if (have >= 2 * threads || have % threads == 0) return;
         parts = std::min(most, round_up(parts * divide_up(2 * threads, have), threads));
     };
     feed(panel_parts, panels);
     feed(chunk_parts, chunks());
-    units = c.groups * panel_parts * chunk_parts;
+    units = group_parts * panel_parts * chunk_parts;
     unit_panels = divide_up(panels, panel_parts);
     unit_chunks = divide_up(chunks(), chunk_parts);
     // A panel that meets one chunk only is packed when its turn comes, and is still in the cache then.
-    packs_ahead = unit_chunks > 1;
+    packs_ahead = unit_chunks > 1 && unit_groups == 1;
     kept_panels = packs_ahead ? unit_panels : 1;
 }
 

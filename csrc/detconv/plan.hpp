@@ -63,6 +63,16 @@ struct Axis {
     }
 };
 
+// The terms of a panel's rows, in pieces within which they lie evenly in memory.
+struct PanelTerms {
+    Index pieces = 1, piece_stride = 0, segments = 1, segment_stride = 0, segment_terms = 0, term_stride = 1;
+    std::vector<Index> position;  // in the sequence, of the terms as they lie; empty: as they lie
+
+    PanelTerms() = default;
+    PanelTerms(const Contraction& contraction, const std::vector<Index>& position);
+    Index of_piece() const { return segments * segment_terms; }
+};
+
 class Plan {
 public:
     // Keeps a reference to the contraction.
@@ -82,8 +92,13 @@ public:
     Axis rows, columns;       // of a chunk's copy
     Index copy_h, copy_w;     // columns it has room for
     Index pitch, plane_size;  // elements of a row and of a plane of the copy
-    Index row_step;           // elements from a column to the one below it, in the copy or in place
-    std::vector<Index> taps, position;
+    // Images that are copied at once: so many groups' or batches' that lie between each other (channels last).
+    Index neighbours = 1;
+    bool neighbours_are_groups = false;
+    Index interleaved = 1;  // outputs that are written at once, as they lie so, too
+    Index row_step;         // elements from a column to the one below it, in the copy or in place
+    std::vector<Index> taps;
+    PanelTerms panel_terms;
     std::vector<Index> sources;  // where the columns of a term are gathered from, in the copy of one batch
     Index gathered_pitch = 0;    // elements from a term's gathered columns to the next one's
     // The program, and what is left of it for tiles near the border: their rows all have padding at some taps, whose
@@ -93,10 +108,10 @@ public:
 
     Index panels, panel_elements, panel_block;  // per group; block: bytes of a panel with its bias and bounds
     bool shared_panels;
-    Index panel_parts, chunk_parts, units;  // per group
-    Index unit_panels, unit_chunks;         // at most, of a unit
-    bool packs_ahead;                       // where panels are not shared: all of a unit's, or each when its turn comes
-    Index kept_panels;                      // of a thread, then
+    Index group_parts, panel_parts, chunk_parts, units;
+    Index unit_groups, unit_panels, unit_chunks;  // at most, of a unit
+    bool packs_ahead;   // where panels are not shared: all of a unit's, or each when its turn comes
+    Index kept_panels;  // of a thread, then
     double gamma = 0;
 
     Index chunks() const { return divide_up(c.batches, chunk_batches) * chunks_h * chunks_w; }
@@ -139,6 +154,7 @@ private:
     void choose_kernel(const Kernels& kernels, int threads);
     void choose_chunks(int threads);
     void lay_out();
+    void find_neighbours();
     void skip_padding();
     void share_work(int threads);
 };

@@ -65,23 +65,24 @@ struct TileKernel {
     constexpr int outputs() const { return lanes * vectors * broadcasts; }
 };
 
-// A panel to be packed: `rows` rows of terms, contiguous in `segments` pieces of `segment_terms` each.
+// A panel to be packed: `rows` rows of terms, in `segments` pieces of `segment_terms` each.
 struct PanelSource {
     const void* data;
-    Index row_stride, segment_stride, segments, segment_terms;
+    Index row_stride, segment_stride, term_stride;
+    Index segments, segment_terms;
     const Index* position;  // where in the sequence a term goes; null: where it is
     int rows, width;        // rows given; rows of the panel (the rest is +0)
 };
 
-// A plane of an image to be copied to rows of `width` positions, `pitch` apart: those of rows first_row..last_row and
-// positions first..last of a row come from memory, from `data` on, the others are +0.
+// Planes of an image to be copied, each to rows of `width` positions, `pitch` apart: those of rows first_row..last_row
+// and positions first..last of a row come from memory, from `data` on, the others are +0.
 struct PlaneSource {
     const void* data;
     Index row_stride, stride;
     Index first_row, last_row, rows;
     Index first, last, width;
     Index pitch;
-    Index ahead;  // in memory, from this plane to the one that will be copied next
+    Index planes, plane_stride, plane_pitch;  // strides from one to the next, in memory and in the copy
 };
 
 // Columns to be gathered: of each term, `rows` rows of `width`, from `pitch` apart to side by side. Reads and writes up

@@ -32,32 +32,26 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
     const int width = kernel_.rows();
     const Index first = number * width;
     const int rows = static_cast<int>(std::min<Index>(width, c_.rows - first));
-    const auto nh = static_cast<Index>(c_.row_taps.size()), nw = static_cast<Index>(c_.column_taps.size());
     const Contraction::Operand& p = c_.panel;
+    const PanelTerms& terms = plan_.panel_terms;
     const char* const data = offset(p.data, sample * p.sample + group * p.group + first * p.row, plan_.term_size);
-    PanelSource source{data, p.row, 0, 1, plan_.terms, plan_.position.empty() ? nullptr : plan_.position.data(),
-                       rows, width};
-    // The longest pieces that are contiguous: all of a row, a plane of it, a row of the plane, single terms.
-    auto pack_segments = [&](const PanelSource& s) {
-        *panel.finite = !c_.is_float32            ? kernels_.pack_double(s, reinterpret_cast<double*>(panel.data))
-                        : plan_.element_size == 8 ? kernels_.pack_float_wide(s, reinterpret_cast<double*>(panel.data))
-                                                  : kernels_.pack_float(s, reinterpret_cast<float*>(panel.data));
-    };
-    const bool plane_contiguous = (nw == 1 || p.w == 1) && (nh == 1 || p.h == nw);
-    if (plane_contiguous && (c_.planes <= 1 || p.plane == nh * nw)) {
-        pack_segments(source);
-    } else if (plane_contiguous && nh * nw > 1) {
-        source.segments = c_.planes, source.segment_terms = nh * nw, source.segment_stride = p.plane;
-        pack_segments(source);
-    } else {
-        *panel.finite = false;  // not known
-        for (Index r = 0; r < plan_.terms; ++r) {
-            const Index k = c_.program.sequence.empty() ? r : c_.program.sequence[static_cast<std::size_t>(r)];
-            const Index at = k / (nh * nw) * p.plane + k / nw % nh * p.h + k % nw * p.w;
-            for (int m = 0; m < width; ++m)
-                write(panel.data, r * width + m, plan_.element_size == 4,
-                      m < rows ? read(data, m * p.row + at, c_.is_float32) : 0.0);
-        }
+    *panel.finite = true;
+    for (Index i = 0; i < terms.pieces; ++i) {
+        const PanelSource source{offset(data, i * terms.piece_stride, plan_.term_size),
+                                 p.row,
+                                 terms.segment_stride,
+                                 terms.term_stride,
+                                 terms.segments,
+                                 terms.segment_terms,
+                                 terms.position.empty() ? nullptr : terms.position.data() + i * terms.of_piece(),
+                                 rows,
+                                 width};
+        // Without positions, a piece is where it is.
+        char* const to =
+            offset(panel.data, terms.position.empty() ? i * terms.of_piece() * width : 0, plan_.element_size);
+        *panel.finite &= !c_.is_float32            ? kernels_.pack_double(source, reinterpret_cast<double*>(to))
+                         : plan_.element_size == 8 ? kernels_.pack_float_wide(source, reinterpret_cast<double*>(to))
+                                                   : kernels_.pack_float(source, reinterpret_cast<float*>(to));
     }
 
     for (int m = 0; m < width; ++m) {
@@ -75,7 +69,8 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
 }
 
 void Worker::load(Index group, Index sample, Index chunk) {
-    if (group == loaded_group_ && sample == loaded_sample_ && chunk == loaded_chunk_) return;
+    const Load wanted{group, sample, chunk};
+    if (wanted == loaded_) return;
     chunk_ = plan_.chunk(chunk);
     if (plan_.in_place) {
         const Contraction::Operand& i = c_.image;
@@ -86,23 +81,37 @@ void Worker::load(Index group, Index sample, Index chunk) {
     } else if (plan_.gathers) {
         gather_images(group, sample);
     } else {
-        image_ = copy_image(group, sample, chunk_.batch);
+        // The first of the neighbours, and which of them is wanted.
+        Load first = wanted;
+        Index batch = chunk_.batch;
+        const Index which = (plan_.neighbours_are_groups ? group : batch) % plan_.neighbours;
+        if (plan_.neighbours_are_groups)
+            first.group -= which;
+        else
+            first.chunk -= which, batch -= which;
+        if (first != copied_) {
+            const Index left = plan_.neighbours_are_groups ? c_.groups - first.group : c_.batches - batch;
+            copy_ = copy_images(first.group, sample, batch, std::min(plan_.neighbours, left));
+            copied_ = first;
+        }
+        image_ = copy_ + which * c_.planes * plan_.plane_size * plan_.element_size;
     }
     if (c_.certified) measure_columns();
-    loaded_group_ = group, loaded_sample_ = sample, loaded_chunk_ = chunk;
+    loaded_ = wanted;
 }
 
-// Copies what the chunk's taps read to [plane][row][column], with the padding, the rows and columns as Axis says.
-const char* Worker::copy_image(Index group, Index sample, Index batch) {
+// Copies what the chunk's taps read to [image][plane][row][column], with the padding, the rows and columns as Axis
+// says.
+char* Worker::copy_images(Index group, Index sample, Index batch, Index count) {
     const Contraction::Operand& source = c_.image;
     const Axis &rows = plan_.rows, &columns = plan_.columns;
     const Index size = plan_.element_size, height = rows.run_length(plan_.copy_h),
                 width = columns.run_length(plan_.copy_w);
     // Tiles that wrap read beyond the last row, and gathering reads whole vectors.
     const Index beyond = plan_.gathers ? 64 / size : plan_.wraps ? kernel_.columns() : 0;
-    char* const target = image_buffer_.at_least<char>(
-        (checked_multiply(c_.planes, plan_.plane_size, "the copy of a chunk") + beyond) * size);
-    std::memset(target + c_.planes * plan_.plane_size * size, 0, static_cast<std::size_t>(beyond * size));
+    const Index image_size = checked_multiply(c_.planes, plan_.plane_size, "the copy of a chunk");
+    char* const target = image_buffer_.at_least<char>((plan_.neighbours * image_size + beyond) * size);
+    std::memset(target + count * image_size * size, 0, static_cast<std::size_t>(beyond * size));
     const char* const data =
         offset(source.data, sample * source.sample + batch * source.batch + group * source.group, plan_.term_size);
     // Positions begin..end of a run lie inside the image; the others, and those beyond the chunk, are +0.
@@ -117,13 +126,14 @@ const char* Worker::copy_image(Index group, Index sample, Index batch) {
         return Inside{first, begin, std::max(begin, end)};
     };
     // Where a chunk is a whole image, the padding of the one before is that of this one.
-    const bool has_padding = loaded_chunk_ >= 0 && plan_.chunks_h == 1 && plan_.chunks_w == 1;
+    const bool has_padding = count <= padded_ && plan_.chunks_h == 1 && plan_.chunks_w == 1;
+    padded_ = std::max(padded_, count);
     for (Index rh = 0; rh < rows.runs(); ++rh) {
         const Inside in_h = inside(rows, rh, chunk_.h, chunk_.height, c_.image_origin.h, c_.image_size.h);
         for (Index rw = 0; rw < columns.runs(); ++rw) {
             const Inside in_w = inside(columns, rw, chunk_.w, chunk_.width, c_.image_origin.w, c_.image_size.w);
             const Index h = in_h.first + in_h.begin * rows.step, w = in_w.first + in_w.begin * columns.step;
-            PlaneSource plane{offset(data, h * source.h + w * source.w, plan_.term_size),
+            PlaneSource plane{nullptr,
                               source.h * rows.step,
                               source.w * columns.step,
                               in_h.begin,
@@ -133,14 +143,18 @@ const char* Worker::copy_image(Index group, Index sample, Index batch) {
                               in_w.end,
                               width,
                               plan_.pitch,
-                              source.plane};
+                              c_.planes,
+                              source.plane,
+                              plan_.plane_size};
             Index first = rh * height * plan_.pitch + rw * width;
             if (has_padding) {
                 first += plane.first_row * plan_.pitch + plane.first;
                 plane.rows = plane.last_row -= plane.first_row, plane.first_row = 0;
                 plane.width = plane.last -= plane.first, plane.first = 0;
             }
-            for (Index p = 0; p < c_.planes; ++p) {
+            // Of neighbours, one plane of each at a time.
+            if (count > 1) plane.planes = count, plane.plane_stride = 1, plane.plane_pitch = image_size;
+            for (Index p = 0; p < (count > 1 ? c_.planes : 1); ++p) {
                 char* const to = target + (p * plan_.plane_size + first) * size;
                 plane.data = offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
                 if (!c_.is_float32)
@@ -160,18 +174,22 @@ const char* Worker::copy_image(Index group, Index sample, Index batch) {
 void Worker::gather_images(Index group, Index sample) {
     const Index pitch = plan_.gathered_pitch, size = plan_.element_size, area = chunk_.height * chunk_.width;
     char* const target = gathered_buffer_.at_least<char>(plan_.terms * pitch * size);
-    for (Index n = 0; n < chunk_.batches; ++n) {
-        const GatherSource source{copy_image(group, sample, chunk_.batch + n),
-                                  plan_.sources.data(),
-                                  plan_.terms,
-                                  chunk_.height,
-                                  chunk_.width,
-                                  plan_.pitch};
-        char* const to = target + n * area * size;
-        if (size == 8)
-            kernels_.gather_double(source, reinterpret_cast<double*>(to), pitch);
-        else
-            kernels_.gather_float(source, reinterpret_cast<float*>(to), pitch);
+    for (Index first = 0; first < chunk_.batches; first += plan_.neighbours) {
+        const Index count = std::min(plan_.neighbours, chunk_.batches - first);
+        const char* const images = copy_images(group, sample, chunk_.batch + first, count);
+        for (Index n = 0; n < count; ++n) {
+            const GatherSource source{offset(images, n * c_.planes * plan_.plane_size, size),
+                                      plan_.sources.data(),
+                                      plan_.terms,
+                                      chunk_.height,
+                                      chunk_.width,
+                                      plan_.pitch};
+            char* const to = target + (first + n) * area * size;
+            if (size == 8)
+                kernels_.gather_double(source, reinterpret_cast<double*>(to), pitch);
+            else
+                kernels_.gather_float(source, reinterpret_cast<float*>(to), pitch);
+        }
     }
     image_ = target;
     if (!c_.certified && !c_.rescued) return;
@@ -312,7 +330,7 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
                     kernel_.store(
                         {offset(totals_, total_index(0, skip_h, static_cast<int>(at - left)), plan_.element_size),
                          offset(out.data,
-                                row / chunk_.height * c_.output.batch + row % chunk_.height * out.h + column * out.w,
+                                row / chunk_.height * out.batch + row % chunk_.height * out.h + column * out.w,
                                 plan_.term_size),
                          out.row, out.h, out.w, rows, wanted.image_rows, static_cast<int>(piece), c_.rounding});
                 at += wraps ? row_step - column : piece;

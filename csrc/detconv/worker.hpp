@@ -53,7 +53,7 @@ public:
     const Chunk& chunk() const { return chunk_; }
 
 private:
-    const char* copy_image(Index group, Index sample, Index batch);
+    char* copy_images(Index group, Index sample, Index batch, Index count);
     void gather_images(Index group, Index sample);
     void measure_columns();
     void fetch(const char* first, const Wanted& wanted, const Contraction::Output& out) const;
@@ -78,9 +78,15 @@ private:
     double *totals_, *rescued_ = nullptr, *stack_;
     std::uint8_t* uncertain_ = nullptr;
 
-    Index loaded_group_ = -1, loaded_sample_ = -1, loaded_chunk_ = -1;
+    struct Load {
+        Index group = -1, sample = -1, chunk = -1;
+        bool operator==(const Load&) const = default;
+    };
+    Load loaded_, copied_;  // copied: the first of the neighbours in the copy
     Chunk chunk_{};
+    char* copy_ = nullptr;
     const char* image_ = nullptr;  // where the chunk's first column reads a tap of 0
+    Index padded_ = 0;             // images of the copy that have their padding
     double* norms_ = nullptr;      // of the chunk's columns
     Index norms_pitch_ = 0;
 };

@@ -373,30 +373,30 @@ void check_pack(bool (*pack)(const PanelSource&, Element*), Random& random, cons
               rows = static_cast<int>(random.between(1, width));
     const Index segments = random.between(1, 4), segment_terms = random.between(1, 40),
                 terms = segments * segment_terms;
-    const Index segment_stride = segment_terms + random.between(0, 3);
-    const bool backwards = random.chance(30);  // rows in the other direction
-    const Index row_length = (segments - 1) * segment_stride + segment_terms,
-                row_stride = row_length + random.between(0, 3);
+    const bool adjacent = random.chance(40);  // the rows of a term side by side
+    const Index term_stride = adjacent ? rows + random.between(1, 3) : random.chance(70) ? 1 : random.between(2, 3);
+    const Index segment_stride = segment_terms * term_stride + random.between(0, 3);
+    const bool backwards = !adjacent && random.chance(30);  // rows in the other direction
+    const Index row_length = (segments - 1) * segment_stride + (segment_terms - 1) * term_stride + 1,
+                row_stride = adjacent ? 1 : row_length + random.between(0, 3);
     auto data = made<T>((rows - 1) * row_stride + row_length, random.next(), "wide");
     const bool finite = random.chance(50);
-    if (!finite) {
-        const Index k = random.between(0, terms - 1);
-        data[unsigned_of(random.between(0, rows - 1) * row_stride + k / segment_terms * segment_stride +
-                         k % segment_terms)] = std::numeric_limits<T>::infinity();
-    }
+    auto term_at = [&](Index r) { return r / segment_terms * segment_stride + r % segment_terms * term_stride; };
+    if (!finite)
+        data[unsigned_of(random.between(0, rows - 1) * row_stride + term_at(random.between(0, terms - 1)))] =
+            std::numeric_limits<T>::infinity();
     const T* const first = data.data() + (backwards ? (rows - 1) * row_stride : 0);
     std::vector<Index> position;
     if (random.chance(50))
         for (Index r = 0; r < terms; ++r) position.push_back(terms - 1 - r);
     std::vector<Element> panel(unsigned_of(terms * width), Element(7));
     const Index stride = backwards ? -row_stride : row_stride;
-    bool equal = finite == pack({first, stride, segment_stride, segments, segment_terms,
+    bool equal = finite == pack({first, stride, segment_stride, term_stride, segments, segment_terms,
                                  position.empty() ? nullptr : position.data(), rows, width},
                                 panel.data());
     for (Index r = 0; r < terms; ++r)
         for (int m = 0; m < width; ++m) {
-            const Index at = m * stride + r / segment_terms * segment_stride + r % segment_terms;
-            const Element wanted = m < rows ? static_cast<Element>(first[at]) : Element(0);
+            const Element wanted = m < rows ? static_cast<Element>(first[m * stride + term_at(r)]) : Element(0);
             equal &= same(panel[unsigned_of((position.empty() ? r : position[unsigned_of(r)]) * width + m)], wanted);
         }
     CHECK(equal, name << ' ' << rows << " of " << width << ", " << segments << " x " << segment_terms);
@@ -412,27 +412,33 @@ void check_copy(void (*copy)(const PlaneSource&, Element*), Random& random, cons
     from.pitch = from.width + random.between(0, 3);
     from.stride = random.chance(50) ? 1 : random.between(-3, 3);
     const Index rows = from.last_row - from.first_row, count = from.last - from.first;
-    const bool across = random.chance(30);  // the next row is the next element
-    if (across) from.stride = random.chance(50) ? rows + 2 : -rows - 2;
+    from.planes = random.between(1, random.chance(50) ? 1 : 40);
+    enum { row, next_row, next_plane } along = random.chance(40) ? row : random.chance(50) ? next_row : next_plane;
+    if (along == next_row) from.stride = random.chance(50) ? rows + 2 : -rows - 2;
+    if (along == next_plane) from.stride = random.chance(50) ? from.planes + 2 : -from.planes - 2;
     const Index reach = std::abs(from.stride) * std::max<Index>(count - 1, 0), length = reach + 1;
-    from.row_stride = across ? 1 : random.chance(50) ? length : -length - random.between(0, 3);
+    const Index row_gap = along == next_plane ? length + from.planes : length;
+    from.row_stride = along == next_row ? 1 : random.chance(50) ? row_gap : -row_gap - random.between(0, 3);
     const Index up = std::max<Index>(rows - 1, 0) * std::abs(from.row_stride);
-    const auto source = made<T>(up + length, random.next(), "wide");
+    from.plane_stride = along == next_plane ? 1 : up + length + random.between(0, 3);
+    from.plane_pitch = from.rows * from.pitch + random.between(0, 3);
+    const auto source = made<T>(up + length + (from.planes - 1) * from.plane_stride, random.next(), "wide");
     const T* const first = source.data() + (from.stride < 0 ? reach : 0) + (from.row_stride < 0 ? up : 0);
     from.data = first;
-    std::vector<Element> target(unsigned_of(from.rows * from.pitch), Element(7));
+    std::vector<Element> target(unsigned_of(from.planes * from.plane_pitch), Element(7));
     copy(from, target.data());
     bool equal = true;
-    for (Index h = 0; h < from.rows; ++h)
-        for (Index w = 0; w < from.pitch; ++w) {
-            const bool inside = h >= from.first_row && h < from.last_row && w >= from.first && w < from.last;
-            const Element wanted =
-                w >= from.width ? Element(7)
-                : inside        ? static_cast<Element>(
-                                      first[(h - from.first_row) * from.row_stride + (w - from.first) * from.stride])
-                                : Element(0);
-            equal &= same(target[unsigned_of(h * from.pitch + w)], wanted);
-        }
+    for (Index p = 0; p < from.planes; ++p)
+        for (Index h = 0; h < from.rows; ++h)
+            for (Index w = 0; w < from.pitch; ++w) {
+                const bool inside = h >= from.first_row && h < from.last_row && w >= from.first && w < from.last;
+                const Index at =
+                    p * from.plane_stride + (h - from.first_row) * from.row_stride + (w - from.first) * from.stride;
+                const Element wanted = w >= from.width ? Element(7)
+                                       : inside        ? static_cast<Element>(first[at])
+                                                       : Element(0);
+                equal &= same(target[unsigned_of(p * from.plane_pitch + h * from.pitch + w)], wanted);
+            }
     CHECK(equal, name << ' ' << from.rows << " rows of " << from.width << ", " << rows << " of " << count << " apart "
                       << from.stride);
 }
