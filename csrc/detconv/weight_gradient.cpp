@@ -87,7 +87,8 @@ void weight_gradient(const Convolution& g, const View<const T>& input, const Vie
         c.image_size = {g.width, channels};
         c.image.batch = 0, c.image.plane = g.stride.h * xh, c.image.h = xw, c.image.w = xc;
         c.panel.plane = yh, c.panel.h = yw, c.panel.w = 0;
-        if (g.stride.h == 1 && g.stride.w == 1 && xh == g.width * xw && yh == g.out_width * yw) {  // rows that follow each other are one
+        if (g.stride.h == 1 && g.stride.w == 1 && xh == g.width * xw &&
+            yh == g.out_width * yw) {  // rows that follow each other are one
             for (Index p = g.width; p < g.height * g.width; ++p) c.row_taps.push_back(p);
             c.planes = 1;
             c.image_size.h = g.height * g.width;
