@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import detconv
 from bits import DTYPES, LAYOUTS, Array, assert_same_bits, made, relaid
-from detconv import _core
+from detconv import _core, arrays
 
 ARGUMENTS = ("input", "weight", "bias")
 SHAPES: dict[str, tuple[int, ...]] = {"input": (2, 3, 6, 5), "weight": (4, 3, 3, 2), "bias": (4,)}
@@ -147,7 +147,8 @@ def test_numpy_unaligned() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_torch(torch: Any, dtype: type, seen: list[Array]) -> None:
+def test_torch(torch: Any, dtype: type, seen: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "QUICK", {})  # which comes by without arrays: test_tensor_call.py
     given = {name: torch.from_numpy(array) for name, array in arguments(dtype).items()}
     output = detconv.conv2d(**given, padding=1)
     assert type(output) is torch.Tensor

@@ -1,8 +1,9 @@
-// Python numbers, checked and named.
+// Python's numbers and words, checked and named.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <string>
 
 #include "detconv/geometry.hpp"
@@ -25,6 +26,38 @@ inline Index integer(pybind11::handle value, const char* name, const char* valid
     const Index result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
     if (overflow != 0) throw InvalidArgument(std::string(name) + " does not fit in 64 bits; got " + text(value));
     return result;
+}
+
+inline Extent pair(pybind11::handle value, const char* name) {
+    constexpr const char* valid = "an int or a pair of ints (height, width)";
+    if (PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) {
+        const auto sequence = pybind11::reinterpret_borrow<pybind11::sequence>(value);
+        // torch takes a list of one for both axes, too.
+        if (sequence.size() == 1) return pair(sequence[0], name);
+        if (sequence.size() == 2) return {integer(sequence[0], name, valid), integer(sequence[1], name, valid)};
+        throw InvalidArgument(std::string(name) + " must be " + valid + "; got " + text(value));
+    }
+    const Index both = integer(value, name, valid);
+    return {both, both};
+}
+
+inline Padding padding_of(pybind11::handle value, const std::array<Index, 4>& weight, Extent stride, Extent dilation) {
+    if (PyUnicode_Check(value.ptr())) {
+        const auto word = pybind11::cast<std::string>(value);
+        if (word == "same") return same_padding(weight, stride, dilation);
+        if (word == "valid") return {};
+        throw InvalidArgument("padding must be an int, a pair of ints, \"same\" or \"valid\"; got " + text(value));
+    }
+    const Extent both = pair(value, "padding");
+    return {both.h, both.h, both.w, both.w};
+}
+
+inline Convolution convolution_of(const std::array<Index, 4>& input, const std::array<Index, 4>& weight,
+                                  pybind11::handle stride, pybind11::handle padding, pybind11::handle dilation,
+                                  pybind11::handle groups, bool batched) {
+    const Extent step = pair(stride, "stride"), spread = pair(dilation, "dilation");
+    const Padding border = padding_of(padding, weight, step, spread);
+    return make_convolution(input, weight, step, border, spread, integer(groups, "groups", "an int"), batched);
 }
 
 }  // namespace detconv::bindings

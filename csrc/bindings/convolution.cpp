@@ -1,49 +1,19 @@
 #include <pybind11/numpy.h>
 
-#include <array>
+#include <cstdint>
 #include <cstdlib>
-#include <new>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "arguments.hpp"
 #include "detconv/narrow.hpp"
-#include "detconv/passes.hpp"
-#include "execution.hpp"
+#include "operands.hpp"
 #include "register.hpp"
 
 namespace py = pybind11;
 
 namespace detconv::bindings {
 namespace {
-
-using Shape4 = std::array<Index, 4>;
-
-// ---- Arguments ----
-
-Extent pair(py::handle value, const char* name) {
-    constexpr const char* valid = "an int or a pair of ints (height, width)";
-    if (PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) {
-        const auto sequence = py::reinterpret_borrow<py::sequence>(value);
-        // torch takes a list of one for both axes, too.
-        if (sequence.size() == 1) return pair(sequence[0], name);
-        if (sequence.size() == 2) return {integer(sequence[0], name, valid), integer(sequence[1], name, valid)};
-        throw InvalidArgument(std::string(name) + " must be " + valid + "; got " + text(value));
-    }
-    const Index both = integer(value, name, valid);
-    return {both, both};
-}
-
-Padding padding_of(py::handle value, const Shape4& weight, Extent stride, Extent dilation) {
-    if (PyUnicode_Check(value.ptr())) {
-        const auto word = py::cast<std::string>(value);
-        if (word == "same") return same_padding(weight, stride, dilation);
-        if (word == "valid") return {};
-        throw InvalidArgument("padding must be an int, a pair of ints, \"same\" or \"valid\"; got " + text(value));
-    }
-    const Extent both = pair(value, "padding");
-    return {both.h, both.h, both.w, both.w};
-}
 
 // ---- Arrays ----
 
@@ -59,50 +29,29 @@ py::array usable(const py::array& array, const char* name) {
     if (!native)
         throw py::type_error(std::string(name) + " must have the dtype of input, " + name_of_type<T> + "; got " +
                              text(array.dtype()));
-    bool whole = (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+    // By the address: torch's views say that they are aligned, whatever they are.
+    bool whole = reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(T) == 0;
     for (py::ssize_t i = 0; i < array.ndim(); ++i) whole &= array.strides(i) % py::ssize_t(sizeof(T)) == 0;
-    return whole ? array : py::array(py::array_t<T, py::array::c_style | py::array::forcecast>(array));
+    return whole ? array : py::array(array.attr("copy")());
 }
 
 template <class T>
 View<const T> view(const py::array& array) {
-    View<const T> v;
-    v.data = static_cast<const T*>(array.data());
-    const auto missing = static_cast<std::size_t>(4 - array.ndim());  // an unbatched CHW input
-    v.shape.fill(1);
-    for (std::size_t i = missing; i < 4; ++i) {
-        const auto axis = static_cast<py::ssize_t>(i - missing);
-        v.shape[i] = array.shape(axis);
-        // The stride of an axis of one element is never used, and NumPy lets it be anything.
-        v.strides[i] = v.shape[i] == 1 ? 0 : array.strides(axis) / py::ssize_t(sizeof(T));
-    }
-    return v;
+    return view_of(static_cast<const T*>(array.data()), array.ndim(), array.shape(), array.strides(),
+                   py::ssize_t(sizeof(T)));
 }
 
-// A new (N, C, H, W) array, without N where the input had none; in memory (N, H, W, C) when channels_last.
+// The result as an array, without N where the input had none.
 template <class T>
-py::array_t<T> new_array(const Shape4& shape, bool batched, bool channels_last) {
-    const auto item = static_cast<py::ssize_t>(sizeof(T));
-    const auto [n, c, h, w] = shape;
-    std::vector<py::ssize_t> sizes{n, c, h, w};
-    std::vector<py::ssize_t> strides = channels_last
-                                           ? std::vector<py::ssize_t>{c * h * w * item, item, w * c * item, c * item}
-                                           : std::vector<py::ssize_t>{c * h * w * item, h * w * item, w * item, item};
-    if (!batched) sizes.erase(sizes.begin()), strides.erase(strides.begin());
-    // Aligned as torch's tensors are: what comes next may choose its code, and so its bits, by the alignment.
-    constexpr std::size_t alignment = 64;
-    std::size_t bytes = sizeof(T);
-    for (const py::ssize_t size : sizes) bytes *= static_cast<std::size_t>(size);
-    void* const memory = std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment);
-    if (memory == nullptr) throw std::bad_alloc();
-    const py::capsule owner(memory, [](void* p) { std::free(p); });
-    return py::array_t<T>(sizes, strides, static_cast<const T*>(memory), owner);
-}
-
-template <class T>
-View<T> mutable_view(py::array_t<T>& array) {
-    const View<const T> v = view<T>(array);
-    return {array.mutable_data(), v.shape, v.strides};
+py::array array_of(Result<T> result, bool batched) {
+    for (Index& stride : result.strides) stride *= Index(sizeof(T));
+    const int first = batched ? 0 : 1;
+    T* const data = result.memory.get();
+    const py::capsule owner(data, [](void* memory) { std::free(memory); });
+    result.memory.release();
+    return py::array_t<T>(py::array::ShapeContainer(result.shape.begin() + first, result.shape.end()),
+                          py::array::StridesContainer(result.strides.begin() + first, result.strides.end()), data,
+                          owner);
 }
 
 // (N, C, H, W) or (C, H, W).
@@ -199,17 +148,10 @@ py::array conv2d(const py::array& input, const py::array& weight, py::handle bia
     return by_dtype(input, "input", [&]<class T>(T) -> py::array {
         const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight);
         const View<const T> xv = view<T>(x), wv = view<T>(w);
-        const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
-        const Padding border = padding_of(padding, wv.shape, stride_pair, dilation_pair);
-        const Convolution g = make_convolution(xv.shape, wv.shape, stride_pair, border, dilation_pair,
-                                               integer(groups, "groups", "an int"), x.ndim() == 4);
+        const Convolution g = convolution_of(xv.shape, wv.shape, stride, padding, dilation, groups, x.ndim() == 4);
         py::array keep;
         const Bias<T> b = bias_of<T>(bias, wv.shape[0], keep);
-        py::array_t<T> output =
-            new_array<T>({g.samples, g.out_channels, g.out_height, g.out_width}, x.ndim() == 4, channels_last);
-        const View<T> yv = mutable_view(output);
-        without_gil([&](const Execution& e) { forward(g, xv, wv, b, yv, summation, e, rounding_of(to_odd)); });
-        return output;
+        return array_of(convolve(g, xv, wv, b, summation, channels_last, rounding_of(to_odd)), x.ndim() == 4);
     });
 }
 
@@ -221,16 +163,13 @@ py::array conv2d_input(py::handle input_size, const py::array& weight, const py:
         const View<const T> yv = view<T>(y), wv = view<T>(w);
         bool batched = true;
         const Shape4 size = size_of(input_size, "input_size", true, batched);
-        const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
-        const Padding border = padding_of(padding, wv.shape, stride_pair, dilation_pair);
-        const Convolution g = make_convolution(size, wv.shape, stride_pair, border, dilation_pair,
-                                               integer(groups, "groups", "an int"), batched);
+        const Convolution g = convolution_of(size, wv.shape, stride, padding, dilation, groups, batched);
         check_grad_output<T>(y, g, batched);
-        py::array_t<T> gradient = new_array<T>(size, batched, channels_last);
-        const View<T> xv = mutable_view(gradient);
+        Result<T> gradient(size, channels_last);
+        const View<T> xv = gradient.view();
         without_gil(
             [&](const Execution& e) { input_gradient(g, yv, wv, Bias<T>{}, xv, summation, e, rounding_of(to_odd)); });
-        return gradient;
+        return array_of(std::move(gradient), batched);
     });
 }
 
@@ -242,15 +181,12 @@ py::array conv2d_weight(const py::array& input, py::handle weight_size, const py
         const View<const T> xv = view<T>(x), yv = view<T>(y);
         bool four = true;
         const Shape4 size = size_of(weight_size, "weight_size", false, four);
-        const Extent stride_pair = pair(stride, "stride"), dilation_pair = pair(dilation, "dilation");
-        const Padding border = padding_of(padding, size, stride_pair, dilation_pair);
-        const Convolution g = make_convolution(xv.shape, size, stride_pair, border, dilation_pair,
-                                               integer(groups, "groups", "an int"), x.ndim() == 4);
+        const Convolution g = convolution_of(xv.shape, size, stride, padding, dilation, groups, x.ndim() == 4);
         check_grad_output<T>(y, g, x.ndim() == 4);
-        py::array_t<T> gradient = new_array<T>(size, true, channels_last);
-        const View<T> wv = mutable_view(gradient);
+        Result<T> gradient(size, channels_last);
+        const View<T> wv = gradient.view();
         without_gil([&](const Execution& e) { weight_gradient(g, xv, yv, wv, summation, e, rounding_of(to_odd)); });
-        return gradient;
+        return array_of(std::move(gradient), true);
     });
 }
 
@@ -277,11 +213,10 @@ py::array conv_transpose2d(const py::array& input, const py::array& weight, py::
             pair(output_padding, "output_padding"), pair(dilation, "dilation"), integer(groups, "groups", "an int"));
         py::array keep;
         const Bias<T> b = bias_of<T>(bias, g.in_channels, keep);
-        py::array_t<T> output =
-            new_array<T>({g.samples, g.in_channels, g.height, g.width}, x.ndim() == 4, channels_last);
-        const View<T> yv = mutable_view(output);
+        Result<T> output({g.samples, g.in_channels, g.height, g.width}, channels_last);
+        const View<T> yv = output.view();
         without_gil([&](const Execution& e) { input_gradient(g, xv, wv, b, yv, summation, e, rounding_of(to_odd)); });
-        return output;
+        return array_of(std::move(output), x.ndim() == 4);
     });
 }
 

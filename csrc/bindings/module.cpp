@@ -13,5 +13,6 @@ PYBIND11_MODULE(_core, module) {
     detconv::bindings::register_config(module);
     detconv::bindings::register_summation(module);
     detconv::bindings::register_convolution(module);
+    detconv::bindings::register_tensors(module);
     detconv::bindings::register_assess(module);
 }

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
@@ -79,6 +79,7 @@ def conv_transpose2d(
     channels_last: bool = False,
     to_odd: bool = False,
 ) -> NDArray[Any]: ...
+def tensor_conv2d(plain: tuple[type, ...]) -> Callable[..., Any] | None: ...
 def assess(
     candidate: NDArray[Any],
     exact: NDArray[Any],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,19 +162,10 @@ class DLPack:
 KNOWN: dict[type, Library] = {np.ndarray: NumPy()}
 
 
-class Quick(NamedTuple):
-    """A way around all checks for arrays that need nothing but a view, as those of most calls: 6 us less each.
-
-    views: of input, weight and bias, or None where one of them needs more.
-    back: the result as an array of the library.
-    """
-
-    views: Callable[[Any, Any, Any], tuple[NumPyArray, NumPyArray, NumPyArray | None] | None]
-    back: Callable[[NumPyArray], Any]
-
-
-# By the type of the input; torch adds its own, likewise.
-QUICK: dict[type, Quick] = {}
+# A way around all checks for arrays that need nothing but a view, as those of most calls: of input, weight, bias,
+# stride, padding, dilation, groups and summation the result, or None where one of them needs more. By the type of the
+# input; torch adds its own, likewise.
+QUICK: dict[type, Callable[..., Any]] = {}
 
 
 def name_of(kind: type) -> str:

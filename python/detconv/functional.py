@@ -78,10 +78,9 @@ def conv2d(
         return cast("AnyArray", _core.conv2d(*given, stride, padding, dilation, groups, program))
     quick = arrays.QUICK.get(type(input))
     if quick is not None and isinstance(summation, _NAMED):
-        views = quick.views(input, weight, bias)
-        if views is not None:
-            program = Summation.of(summation)._compiled
-            return cast("AnyArray", quick.back(_core.conv2d(*views, stride, padding, dilation, groups, program)))
+        output = quick(input, weight, bias, stride, padding, dilation, groups, summation)
+        if output is not None:
+            return cast("AnyArray", output)
     arguments = input, weight, bias, stride, padding, dilation, groups, summation
     return cast("AnyArray", _call("conv2d", *arguments))
 

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from detconv.arrays import KNOWN, QUICK, Adopted, NumPyArray, Quick, name_of
+from detconv import _core
+from detconv.arrays import KNOWN, QUICK, Adopted, NumPyArray, name_of
+from detconv.summation import Summation
 
 HALF_TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 ELEMENT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
@@ -63,6 +65,10 @@ class Tensors:
             if value.is_neg():  # the imaginary part of a conjugate, say: its negation is still to be done
                 return self.adopt(argument, value.resolve_neg())
             raise TypeError(f"{argument} must be a tensor that torch makes a NumPy view of; got: {error}") from error
+        if array.size > 0 and value.data_ptr() == 0:  # NumPy took memory of its own
+            raise TypeError(
+                f"{argument} must be a tensor with memory of its own; its storage was freed or is functional"
+            )
         return array, half, suggests_channels_last(value)
 
     def from_numpy(self, array: NumPyArray) -> torch.Tensor:
@@ -97,36 +103,31 @@ TENSORS = Tensors()
 KNOWN.update({torch.Tensor: TENSORS, torch.nn.Parameter: TENSORS})
 
 
-def _quick_views(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[NumPyArray, NumPyArray, NumPyArray | None] | None:
-    """Views of plain tensors without gradient, when nobody watches; NumPy's own view refuses all others."""
-    dtype = input.dtype
-    if type(weight) not in _PLAIN or weight.dtype is not dtype or dtype not in _QUICK_TYPES:
-        return None
-    if bias is not None and (type(bias) not in _PLAIN or bias.dtype is not dtype or bias.requires_grad):
-        return None
-    if input.requires_grad or weight.requires_grad:  # NumPy's view would say so, but an exception costs 20 us
-        return None
+def _quick_conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    summation: Summation | str,
+) -> torch.Tensor | None:
+    """The engine's conv2d of plain tensors without gradient, when nobody watches; None where there is more to do."""
     if torch.compiler.is_compiling() or _watchers().raw_repr() & _UNUSUAL_KEYS or forward_ad._current_level >= 0:
         return None
-    try:
-        if _is_in_rows(input) and _is_in_rows(weight):
-            return input.numpy(), weight.numpy(), None if bias is None else bias.numpy()
-    except (RuntimeError, TypeError):  # another device or layout, a lazy negation
-        pass
-    return None
-
-
-def _is_in_rows(x: torch.Tensor) -> bool:
-    """Whether `suggests_channels_last` is false, for the first of its reasons; or for a single element."""
-    strides = x.stride()
-    return len(strides) == 4 and (strides[3] < x.shape[1] * strides[1] or strides == (1, 1, 1, 1))
+    if _conv2d is None:
+        return None
+    program = Summation.of(summation)._compiled
+    output: torch.Tensor | None = _conv2d(
+        input, weight, bias, stride, padding, dilation, groups, program, torch.is_grad_enabled()
+    )
+    return output
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_QUICK_TYPES = (torch.float32, torch.float64)
-QUICK.update(dict.fromkeys(_PLAIN, Quick(_quick_views, torch.from_numpy)))
+_conv2d = _core.tensor_conv2d(_PLAIN)  # None: this torch has no DLPack in C
+QUICK.update(dict.fromkeys(_PLAIN, _quick_conv2d))
 
 
 def suggests_channels_last(tensor: torch.Tensor) -> bool:
