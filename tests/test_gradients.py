@@ -66,6 +66,8 @@ def calls(dtype: type, batch: int = 5, kind: str = "uniform") -> dict[str, Pass]
             ((8, 12, 9), (12, 4, 3, 2), {"groups": 2, "dilation": (2, 3), "padding": (1, 2), "stride": (3, 2)}),
             ((10, 8, 20), (10, 1, 3, 3), {"groups": 10, "padding": (1, 1)}),
             ((35, 9, 8), (35, 1, 3, 3), {"groups": 35, "padding": (1, 1)}),
+            ((6, 9, 8), (6, 1, 3, 3), {"groups": 6, "padding": (1, 1)}),
+            ((75, 5, 8), (75, 1, 3, 2), {"groups": 75, "padding": (1, 1), "stride": (1, 3)}),
         ]
     ):
         options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **geometry}

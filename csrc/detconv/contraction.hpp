@@ -5,8 +5,9 @@
 // A tile is a small block of outputs whose accumulators all fit in registers for the whole sum. One of its two sides
 // lies along the lanes of vectors (loaded), the other is walked by broadcasting one scalar at a time:
 //
-//   Side::rows     lanes are panel rows (output channels);    columns are broadcast from the image
-//   Side::columns  lanes are columns (pixels of one row);     panel rows are broadcast
+//   Side::rows      lanes are panel rows (output channels);  columns are broadcast from the image
+//   Side::columns   lanes are columns (pixels of one row);   panel rows are broadcast
+//   Side::diagonal  lanes are panel rows, and images of their own (channels of a depthwise layer); columns are loaded
 //
 // Lanes only ever hold different outputs, so neither the side nor the shape of the tile can change a bit.
 #pragma once
@@ -17,19 +18,20 @@
 namespace detconv::DETCONV_ISA {
 
 // Vectors x Broadcasts accumulators. The image side (the broadcasts, or the vectors when columns are lanes) is
-// split over image rows: PerRow of them in each.
+// split over image rows: PerRow of them in each. On the diagonal a broadcast is a column, loaded for every row.
 template <Side Along, int Vectors, int Broadcasts, int PerRow>
 struct Shape {
     static constexpr Side side = Along;
     static constexpr int vectors = Vectors, broadcasts = Broadcasts, per_row = PerRow;
-    static_assert((Along == Side::rows ? Broadcasts : Vectors) % PerRow == 0);
+    static constexpr bool rows_are_lanes = Along != Side::columns, diagonal = Along == Side::diagonal;
+    static_assert((rows_are_lanes ? Broadcasts : Vectors) % PerRow == 0);
 };
 
 template <class Arithmetic, class S>
 [[gnu::noinline]] void contract(const Tile& tile) {
     using V = typename Arithmetic::Lanes;
     using Element = typename V::Element;
-    constexpr bool rows_are_lanes = S::side == Side::rows;
+    constexpr bool rows_are_lanes = S::rows_are_lanes;
     constexpr int L = V::size;
     constexpr int level = S::vectors * S::broadcasts * L * Arithmetic::parts;
     constexpr bool has_stack = requires(Arithmetic a) { a.join(a); };
@@ -37,7 +39,7 @@ template <class Arithmetic, class S>
 
     Arithmetic acc[S::vectors][S::broadcasts];
     const V one = opaque_one<V>();
-    const std::int64_t row_step = tile.row_step, *const taps = tile.taps;
+    const std::int64_t row_step = tile.row_step, *const taps = tile.taps, *const panel_offsets = tile.panel_offsets;
 
     auto each = [&](auto&& action) __attribute__((always_inline)) {
         DETCONV_UNROLL
@@ -47,32 +49,42 @@ template <class Arithmetic, class S>
 
     // Both operands are stored in the accumulator's type: converting on load would cost a wide term a fifth of its
     // speed.
-    auto run = [&](const Instruction& span, auto&& step) __attribute__((always_inline)) {
-        const Element* panel = static_cast<const Element*>(tile.panel) + span.begin * tile.panel_stride;
-        for (std::int64_t r = span.begin; r < span.end; ++r, panel += tile.panel_stride) {
-            const Element* const image = static_cast<const Element*>(tile.image) + taps[r];
-            V vector[S::vectors];
-            if constexpr (rows_are_lanes) {
-                DETCONV_UNROLL
-                for (int n = 0; n < S::vectors; ++n) vector[n] = V::load(panel + n * L);
-                DETCONV_UNROLL
-                for (int j = 0; j < S::broadcasts; ++j) {
-                    const V x = V::broadcast(image[j / S::per_row * row_step + j % S::per_row]);
-                    DETCONV_UNROLL
-                    for (int n = 0; n < S::vectors; ++n) step(acc[n][j], vector[n], x);
-                }
-            } else {
+    auto add_term = [&](const Element* panel, const Element* image, auto&& step) __attribute__((always_inline)) {
+        V vector[S::vectors];
+        if constexpr (rows_are_lanes) {
+            DETCONV_UNROLL
+            for (int n = 0; n < S::vectors; ++n) vector[n] = V::load(panel + n * L);
+            DETCONV_UNROLL
+            for (int j = 0; j < S::broadcasts; ++j) {
+                const Element* const column =
+                    image + j / S::per_row * row_step + j % S::per_row * (S::diagonal ? S::vectors * L : 1);
                 DETCONV_UNROLL
                 for (int n = 0; n < S::vectors; ++n)
-                    vector[n] = V::load(image + n / S::per_row * row_step + n % S::per_row * L);
+                    step(acc[n][j], vector[n], S::diagonal ? V::load(column + n * L) : V::broadcast(*column));
+            }
+        } else {
+            DETCONV_UNROLL
+            for (int n = 0; n < S::vectors; ++n)
+                vector[n] = V::load(image + n / S::per_row * row_step + n % S::per_row * L);
+            DETCONV_UNROLL
+            for (int j = 0; j < S::broadcasts; ++j) {
+                const V w = V::broadcast(panel[j]);
                 DETCONV_UNROLL
-                for (int j = 0; j < S::broadcasts; ++j) {
-                    const V w = V::broadcast(panel[j]);
-                    DETCONV_UNROLL
-                    for (int n = 0; n < S::vectors; ++n) step(acc[n][j], w, vector[n]);
-                }
+                for (int n = 0; n < S::vectors; ++n) step(acc[n][j], w, vector[n]);
             }
         }
+    };
+    // Two loops: an offset to be loaded for every term costs tiles that loads bound a tenth of their speed (AVX2).
+    auto run = [&](const Instruction& span, auto&& step) __attribute__((always_inline)) {
+        const auto *panel = static_cast<const Element*>(tile.panel), *image = static_cast<const Element*>(tile.image);
+        if (panel_offsets != nullptr) {
+            for (std::int64_t r = span.begin; r < span.end; ++r)
+                add_term(panel + panel_offsets[r], image + taps[r], step);
+            return;
+        }
+        panel += span.begin * tile.panel_stride;
+        for (std::int64_t r = span.begin; r < span.end; ++r, panel += tile.panel_stride)
+            add_term(panel, image + taps[r], step);
     };
 
     const Element* const bias = static_cast<const Element*>(tile.bias);

@@ -41,8 +41,8 @@ Parts<T> parts(T value) {
 
 double gamma_wide(Index terms, bool has_bias) {
     const Index blocks = terms / exact_block + 1;
-    const int joins = std::bit_width(static_cast<std::uint64_t>(blocks));
-    return gamma(static_cast<double>(exact_block + joins + (has_bias ? 1 : 0)));
+    const int joins = blocks == 1 ? 0 : std::bit_width(static_cast<std::uint64_t>(blocks));
+    return gamma(static_cast<double>(std::min(terms, exact_block) + joins + (has_bias ? 1 : 0)));
 }
 
 double gamma_twofold(Index terms, bool has_bias) {

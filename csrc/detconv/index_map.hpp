@@ -32,7 +32,7 @@ struct Contraction {
         const void* data = nullptr;
         Index sample = 0, batch = 0, group = 0, row = 0, plane = 0, h = 0, w = 0;  // strides, in elements
     };
-    Operand image, panel;  // h, w of the panel go with i, j
+    Operand image, panel;  // h, w of the panel go with i, j; the rows share an image, or it has a stride for them
     struct Output {
         void* data = nullptr;
         Index batch = 0, group = 0, row = 0, h = 0, w = 0;
@@ -45,6 +45,8 @@ struct Contraction {
     bool certified = false, rescued = false;
     Rounding rounding = Rounding::nearest;  // of the outputs
 
+    // Whether every row reads an image of its own: groups of one row each (depthwise), taken together.
+    bool diagonal() const { return image.row != 0; }
     Index terms() const {
         return planes * static_cast<Index>(row_taps.size()) * static_cast<Index>(column_taps.size());
     }

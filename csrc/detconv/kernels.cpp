@@ -19,6 +19,14 @@ constexpr int register_bytes = 16;
 using F = Lanes<float, register_bytes / 4>;
 using D = Lanes<double, register_bytes / 8>;
 
+template <class V, class Element>
+DETCONV_INLINE void store_as(V values, Index count, Element* target) {
+    if (count >= V::size)
+        values.template to<Element>().store(target);
+    else
+        values.template to<Element>().store_first(target, static_cast<int>(count));
+}
+
 template <class U, class V>
 DETCONV_INLINE U rounded(V total, Rounding rounding) {
     if constexpr (sizeof(typename V::Element) > sizeof(typename U::Element))
@@ -36,7 +44,7 @@ void store(const TileOutput& out) {
     auto load = [&](const typename V::Element* from)
                     __attribute__((always_inline)) { return canonical(rounded<U>(V::load(from), out.rounding)); };
 
-    if constexpr (S::side == Side::columns) {
+    if constexpr (!S::rows_are_lanes) {
         constexpr int columns = S::per_row * L;
         for (int m = 0; m < out.rows; ++m)
             for (int h = 0; h < out.image_rows; ++h) {
@@ -60,8 +68,10 @@ void store(const TileOutput& out) {
             for (int m = 0; m < out.rows; m += L) {
                 const int rows = out.rows - m < L ? out.rows - m : L;
                 if (out.row_stride == 1) {  // channels last: a column's rows lie side by side
-                    for (int w = 0; w < out.columns; ++w)
-                        load(from + w * lanes + m).store_first(to + w * out.column_stride + m, rows);
+                    const int columns = out.columns;
+                    const Index column_stride = out.column_stride;
+                    for (int w = 0; w < columns; ++w)
+                        store_as(load(from + w * lanes + m), rows, to + w * column_stride + m);
                     continue;
                 }
                 for (int w = 0; w < out.columns; w += L) {
@@ -90,7 +100,7 @@ template <class Arithmetic, class Term, class S>
 bool certify(const Certificate& c) {
     using V = typename Arithmetic::Lanes;
     constexpr int L = V::size, size = S::vectors * S::broadcasts * L;
-    constexpr bool rows_are_lanes = S::side == Side::rows;
+    constexpr bool rows_are_lanes = S::rows_are_lanes;
     static_assert(sizeof(typename V::Element) == 8);
     auto* const totals = static_cast<double*>(c.totals);
 
@@ -98,7 +108,9 @@ bool certify(const Certificate& c) {
         V row_norm, bias_bound, norm;
         if constexpr (rows_are_lanes) {
             row_norm = V::load(c.row_norm + n * L), bias_bound = V::load(c.bias_bound + n * L);
-            norm = V::broadcast(c.column_norm[j / S::per_row * c.column_norm_stride + j % S::per_row]);
+            const double* const column = c.column_norm + j / S::per_row * c.column_norm_stride +
+                                         j % S::per_row * (S::diagonal ? S::vectors * L : 1);
+            norm = S::diagonal ? V::load(column + n * L) : V::broadcast(*column);
         } else {
             row_norm = V::broadcast(c.row_norm[j]), bias_bound = V::broadcast(c.bias_bound[j]);
             norm = V::load(c.column_norm + n / S::per_row * c.column_norm_stride + n % S::per_row * L);
@@ -155,7 +167,7 @@ bool certify(const Certificate& c) {
 }
 
 template <class Arithmetic, class Term, class S>
-constexpr TileKernel row(double fused_cycles, double rounded_cycles) {
+constexpr TileKernel row(double fused_cycles, double rounded_cycles = 0) {  // 0: its products are always fused
     using V = typename Arithmetic::Lanes;
     TileKernel k{};
     k.is_float32 = sizeof(Term) == 4;
@@ -177,6 +189,8 @@ template <int Vectors, int Broadcasts, int PerRow = Broadcasts>
 using Rows = Shape<Side::rows, Vectors, Broadcasts, PerRow>;
 template <int Vectors, int Broadcasts, int PerRow = Vectors>
 using Columns = Shape<Side::columns, Vectors, Broadcasts, PerRow>;
+template <int Vectors, int Columns, int PerRow = Columns>
+using Diagonal = Shape<Side::diagonal, Vectors, Columns, PerRow>;
 
 // Rough cost of a term, for fused and for rounded products; only the proportions count, and 29 is that of Rows<2, 14>.
 // For AVX-512 the unit is a cycle of Zen 4, which adds and multiplies 64 bytes a cycle on separate pipes, or half a
@@ -189,86 +203,108 @@ constexpr TileKernel tiles[] = {
     row<Plain<F>, float, Rows<2, 14>>(29, 45),        row<Plain<F>, float, Rows<2, 12>>(26, 39),
     row<Plain<F>, float, Rows<2, 14, 7>>(30, 45),     row<Plain<F>, float, Rows<3, 7>>(22.5, 34),
     row<Plain<F>, float, Rows<2, 7>>(16, 23),         row<Plain<F>, float, Rows<2, 8>>(19, 26),
-    row<Plain<F>, float, Rows<1, 28>>(35, 35),        row<Plain<F>, float, Rows<1, 28, 14>>(36, 36),
-    row<Plain<F>, float, Rows<1, 28, 7>>(36, 36),     row<Plain<F>, float, Rows<1, 24>>(31, 31),
-    row<Plain<F>, float, Rows<1, 16>>(22, 22),        row<Plain<F>, float, Rows<2, 9, 3>>(20, 28),
-    row<Plain<F>, float, Rows<1, 27, 3>>(36, 36),     row<Plain<F>, float, Rows<1, 25, 5>>(35, 35),
-    row<Plain<F>, float, Rows<4, 1>>(12, 12),         row<Plain<F8>, float, Rows<1, 28>>(28, 28),
-    row<Plain<F8>, float, Rows<1, 28, 14>>(28, 28),   row<Plain<F>, float, Columns<3, 8>>(26, 30),
-    row<Plain<F>, float, Columns<1, 8>>(12, 13),      row<Plain<F>, float, Columns<16, 1, 4>>(40, 42),
-    row<Plain<F>, float, Columns<14, 1, 2>>(36, 38),  row<Plain<F>, float, Columns<14, 1, 1>>(40, 42),
-    row<Plain<F>, float, Columns<4, 1, 1>>(12, 13),   row<Plain<F8>, float, Columns<7, 1, 1>>(11, 12),
-    row<Plain<F8>, float, Columns<14, 1, 7>>(20, 22),
+    row<Plain<F>, float, Rows<3, 8>>(25.5, 39),       row<Plain<F>, float, Rows<1, 28>>(35, 35),
+    row<Plain<F>, float, Rows<1, 28, 14>>(36, 36),    row<Plain<F>, float, Rows<1, 28, 7>>(36, 36),
+    row<Plain<F>, float, Rows<1, 24>>(31, 31),        row<Plain<F>, float, Rows<1, 16>>(22, 22),
+    row<Plain<F>, float, Rows<2, 9, 3>>(20, 28),      row<Plain<F>, float, Rows<1, 27, 3>>(36, 36),
+    row<Plain<F>, float, Rows<1, 25, 5>>(35, 35),     row<Plain<F>, float, Rows<4, 1>>(12, 12),
+    row<Plain<F8>, float, Rows<1, 28>>(28, 28),       row<Plain<F8>, float, Rows<1, 28, 14>>(28, 28),
+    row<Plain<F>, float, Columns<3, 8>>(26, 30),      row<Plain<F>, float, Columns<1, 8>>(12, 13),
+    row<Plain<F>, float, Columns<16, 1, 4>>(40, 42),  row<Plain<F>, float, Columns<14, 1, 2>>(36, 38),
+    row<Plain<F>, float, Columns<14, 1, 1>>(40, 42),  row<Plain<F>, float, Columns<4, 1, 1>>(12, 13),
+    row<Plain<F8>, float, Columns<7, 1, 1>>(11, 12),  row<Plain<F8>, float, Columns<14, 1, 7>>(20, 22),
+
+    row<Plain<F>, float, Diagonal<2, 14>>(30, 32),    row<Plain<F>, float, Diagonal<2, 14, 7>>(30, 32),
+    row<Plain<F>, float, Diagonal<2, 9, 3>>(21, 22),  row<Plain<F>, float, Diagonal<1, 14>>(16, 17),
 
     row<Kahan<F>, float, Rows<1, 14>>(30, 44),        row<Kahan<F>, float, Rows<1, 12>>(26, 38),
     row<Kahan<F>, float, Rows<1, 14, 7>>(30, 44),     row<Kahan<F>, float, Rows<1, 9, 3>>(20, 29),
     row<Kahan<F>, float, Rows<1, 10, 5>>(22, 32),     row<Kahan<F>, float, Rows<4, 1>>(17, 25),
     row<Kahan<F8>, float, Rows<1, 14>>(18, 25),       row<Kahan<F>, float, Columns<2, 6>>(26, 38),
     row<Kahan<F>, float, Columns<8, 1, 4>>(20, 27),   row<Kahan<F>, float, Columns<8, 1, 1>>(20, 27),
-    row<Kahan<F>, float, Columns<2, 1, 1>>(12, 15),
+    row<Kahan<F>, float, Columns<2, 1, 1>>(12, 15),   row<Kahan<F>, float, Diagonal<1, 14>>(30, 44),
+    row<Kahan<F>, float, Diagonal<1, 14, 7>>(30, 44), row<Kahan<F>, float, Diagonal<1, 9, 3>>(20, 29),
 
     row<Wide<D>, float, Rows<2, 14>>(29, 90),         row<Wide<D>, float, Rows<2, 12>>(26, 78),
     row<Wide<D>, float, Rows<2, 14, 7>>(30, 90),      row<Wide<D>, float, Rows<3, 7>>(22.5, 70),
-    row<Wide<D>, float, Rows<1, 28>>(35, 90),         row<Wide<D>, float, Rows<1, 28, 7>>(36, 90),
-    row<Wide<D>, float, Rows<1, 24>>(31, 78),         row<Wide<D>, float, Rows<1, 16>>(22, 52),
-    row<Wide<D>, float, Rows<2, 9, 3>>(20, 60),       row<Wide<D>, float, Rows<1, 25, 5>>(35, 80),
-    row<Wide<D>, float, Rows<4, 1>>(12, 16),          row<Wide<D>, float, Columns<3, 8>>(26, 80),
-    row<Wide<D>, float, Columns<8, 1, 2>>(20, 30),    row<Wide<D>, float, Columns<16, 1>>(38, 55),
-    row<Wide<D>, float, Columns<4, 1, 1>>(12, 16),
+    row<Wide<D>, float, Rows<3, 8>>(25.5, 78),        row<Wide<D>, float, Rows<1, 28>>(35, 90),
+    row<Wide<D>, float, Rows<1, 28, 7>>(36, 90),      row<Wide<D>, float, Rows<1, 24>>(31, 78),
+    row<Wide<D>, float, Rows<1, 16>>(22, 52),         row<Wide<D>, float, Rows<2, 9, 3>>(20, 60),
+    row<Wide<D>, float, Rows<1, 25, 5>>(35, 80),      row<Wide<D>, float, Rows<4, 1>>(12, 16),
+    row<Wide<D>, float, Columns<3, 8>>(26, 80),       row<Wide<D>, float, Columns<8, 1, 2>>(20, 30),
+    row<Wide<D>, float, Columns<16, 1>>(38, 55),      row<Wide<D>, float, Columns<4, 1, 1>>(12, 16),
+    row<Wide<D>, float, Diagonal<2, 14>>(29, 60),     row<Wide<D>, float, Diagonal<2, 14, 7>>(29, 60),
+    row<Wide<D>, float, Diagonal<2, 9, 3>>(20, 40),
 
     row<Plain<D>, double, Rows<2, 14>>(29, 45),       row<Plain<D>, double, Rows<2, 14, 7>>(30, 45),
     row<Plain<D>, double, Rows<1, 28>>(35, 35),       row<Plain<D>, double, Rows<1, 28, 14>>(36, 36),
     row<Plain<D>, double, Columns<3, 8>>(26, 30),     row<Plain<D>, double, Columns<4, 1, 1>>(12, 13),
     row<Kahan<D>, double, Rows<1, 14>>(30, 44),       row<Kahan<D>, double, Rows<1, 14, 7>>(30, 44),
-    row<Kahan<D>, double, Columns<4, 1, 1>>(16, 20),  row<Twofold<D>, double, Rows<1, 12>>(72, 72),
-    row<Twofold<D>, double, Rows<1, 14, 7>>(84, 84),  row<Twofold<D>, double, Columns<4, 1, 1>>(24, 24),
+    row<Kahan<D>, double, Columns<4, 1, 1>>(16, 20),  row<Twofold<D>, double, Rows<1, 12>>(72),
+    row<Twofold<D>, double, Rows<1, 14, 7>>(84),      row<Twofold<D>, double, Columns<4, 1, 1>>(24),
+    row<Plain<D>, double, Diagonal<1, 14>>(15, 15),   row<Kahan<D>, double, Diagonal<1, 14>>(30, 44),
+    row<Twofold<D>, double, Diagonal<1, 9, 3>>(54),
 };
 #elif defined(__AVX2__)
 constexpr TileKernel tiles[] = {
-    row<Plain<F>, float, Rows<2, 6>>(6.3, 9),        row<Plain<F>, float, Rows<3, 4>>(6.5, 9),
-    row<Plain<F>, float, Rows<1, 12>>(8.5, 10),      row<Plain<F>, float, Rows<1, 14, 7>>(10.5, 11.5),
-    row<Plain<F>, float, Columns<3, 4>>(6.8, 9.5),   row<Plain<F>, float, Columns<4, 1, 2>>(4.3, 5),
-    row<Plain<F>, float, Columns<4, 1, 1>>(4.4, 5),  row<Plain<F>, float, Columns<7, 1>>(7.2, 8),
+    row<Plain<F>, float, Rows<2, 6>>(6.3, 9),         row<Plain<F>, float, Rows<3, 4>>(6.5, 9),
+    row<Plain<F>, float, Rows<1, 12>>(8.5, 10),       row<Plain<F>, float, Rows<1, 14, 7>>(10.5, 11.5),
+    row<Plain<F>, float, Columns<3, 4>>(6.8, 9.5),    row<Plain<F>, float, Columns<4, 1, 2>>(4.3, 5),
+    row<Plain<F>, float, Columns<4, 1, 1>>(4.4, 5),   row<Plain<F>, float, Columns<7, 1>>(7.2, 8),
+    row<Plain<F>, float, Diagonal<1, 12>>(6.5, 7),    row<Plain<F>, float, Diagonal<1, 14, 7>>(7.5, 8),
+    row<Plain<F>, float, Diagonal<1, 9, 3>>(5, 6),
 
-    row<Kahan<F>, float, Rows<1, 6>>(11.3, 12.5),    row<Kahan<F>, float, Rows<1, 7>>(10.7, 12.2),
-    row<Kahan<F>, float, Columns<4, 1, 1>>(9.4, 10),
+    row<Kahan<F>, float, Rows<1, 6>>(11.3, 12.5),     row<Kahan<F>, float, Rows<1, 7>>(10.7, 12.2),
+    row<Kahan<F>, float, Columns<4, 1, 1>>(9.4, 10),  row<Kahan<F>, float, Diagonal<1, 6>>(11.3, 12.5),
+    row<Kahan<F>, float, Diagonal<1, 7>>(10.7, 12.2),
 
-    row<Wide<D>, float, Rows<2, 6>>(6.3, 20),        row<Wide<D>, float, Rows<3, 4>>(6.5, 20),
-    row<Wide<D>, float, Rows<2, 7>>(9.5, 24),        row<Wide<D>, float, Columns<3, 4>>(6.8, 20),
-    row<Wide<D>, float, Columns<7, 1>>(7.5, 14),     row<Wide<D>, float, Columns<4, 1, 1>>(4.6, 8),
+    row<Wide<D>, float, Rows<2, 6>>(6.3, 20),         row<Wide<D>, float, Rows<3, 4>>(6.5, 20),
+    row<Wide<D>, float, Rows<2, 7>>(9.5, 24),         row<Wide<D>, float, Columns<3, 4>>(6.8, 20),
+    row<Wide<D>, float, Columns<7, 1>>(7.5, 14),      row<Wide<D>, float, Columns<4, 1, 1>>(4.6, 8),
+    row<Wide<D>, float, Diagonal<1, 12>>(6.5, 14),    row<Wide<D>, float, Diagonal<1, 14, 7>>(7.5, 14),
+    row<Wide<D>, float, Diagonal<1, 9, 3>>(5, 10),
 
-    row<Plain<D>, double, Rows<2, 6>>(6.3, 9),       row<Plain<D>, double, Rows<2, 7>>(11, 11.5),
-    row<Plain<D>, double, Columns<3, 4>>(6.8, 9.5),  row<Plain<D>, double, Columns<4, 1, 1>>(4.5, 5),
-    row<Kahan<D>, double, Rows<1, 6>>(11.5, 12.5),   row<Kahan<D>, double, Columns<4, 1, 1>>(10, 10.5),
-    row<Twofold<D>, double, Rows<1, 6>>(18, 18),     row<Twofold<D>, double, Columns<4, 1, 1>>(12, 12),
+    row<Plain<D>, double, Rows<2, 6>>(6.3, 9),        row<Plain<D>, double, Rows<2, 7>>(11, 11.5),
+    row<Plain<D>, double, Columns<3, 4>>(6.8, 9.5),   row<Plain<D>, double, Columns<4, 1, 1>>(4.5, 5),
+    row<Kahan<D>, double, Rows<1, 6>>(11.5, 12.5),    row<Kahan<D>, double, Columns<4, 1, 1>>(10, 10.5),
+    row<Twofold<D>, double, Rows<1, 6>>(18),          row<Twofold<D>, double, Columns<4, 1, 1>>(12),
+    row<Plain<D>, double, Diagonal<1, 12>>(6.5, 7),   row<Kahan<D>, double, Diagonal<1, 6>>(11.5, 12.5),
+    row<Twofold<D>, double, Diagonal<1, 6>>(18),
 };
 #elif defined(DETCONV_ISA_NEON)
 constexpr TileKernel tiles[] = {
-    row<Plain<F>, float, Rows<2, 12>>(12, 12),   row<Plain<F>, float, Rows<2, 14, 7>>(14, 14),
-    row<Plain<F>, float, Columns<3, 8>>(12, 12), row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),
-    row<Kahan<F>, float, Rows<1, 12>>(24, 24),   row<Kahan<F>, float, Columns<4, 1, 1>>(8, 8),
-    row<Wide<D>, float, Rows<2, 12>>(12, 40),    row<Wide<D>, float, Columns<4, 1, 1>>(4, 10),
-    row<Plain<D>, double, Rows<2, 12>>(12, 12),  row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
-    row<Kahan<D>, double, Rows<1, 12>>(24, 24),  row<Kahan<D>, double, Columns<4, 1, 1>>(8, 8),
-    row<Twofold<D>, double, Rows<1, 8>>(40, 40), row<Twofold<D>, double, Columns<4, 1, 1>>(20, 20),
+    row<Plain<F>, float, Rows<2, 12>>(12, 12),     row<Plain<F>, float, Rows<2, 14, 7>>(14, 14),
+    row<Plain<F>, float, Columns<3, 8>>(12, 12),   row<Plain<F>, float, Columns<4, 1, 1>>(4, 4),
+    row<Kahan<F>, float, Rows<1, 12>>(24, 24),     row<Kahan<F>, float, Columns<4, 1, 1>>(8, 8),
+    row<Wide<D>, float, Rows<2, 12>>(12, 40),      row<Wide<D>, float, Columns<4, 1, 1>>(4, 10),
+    row<Plain<D>, double, Rows<2, 12>>(12, 12),    row<Plain<D>, double, Columns<4, 1, 1>>(4, 4),
+    row<Kahan<D>, double, Rows<1, 12>>(24, 24),    row<Kahan<D>, double, Columns<4, 1, 1>>(8, 8),
+    row<Twofold<D>, double, Rows<1, 8>>(40),       row<Twofold<D>, double, Columns<4, 1, 1>>(20),
+    row<Plain<F>, float, Diagonal<1, 14>>(8, 8),   row<Kahan<F>, float, Diagonal<1, 7>>(14, 14),
+    row<Wide<D>, float, Diagonal<2, 7>>(8, 20),    row<Plain<D>, double, Diagonal<1, 14>>(8, 8),
+    row<Kahan<D>, double, Diagonal<1, 7>>(14, 14), row<Twofold<D>, double, Diagonal<1, 7>>(35),
 };
 #else
 constexpr TileKernel tiles[] = {
-    row<Plain<F>, float, Rows<2, 4>>(80, 9),     row<Plain<F>, float, Columns<4, 1, 1>>(40, 5),
-    row<Kahan<F>, float, Rows<1, 4>>(44, 12),    row<Kahan<F>, float, Columns<4, 1, 1>>(44, 12),
-    row<Wide<D>, float, Rows<2, 4>>(9, 20),      row<Wide<D>, float, Columns<4, 1, 1>>(5, 10),
-    row<Plain<D>, double, Rows<2, 4>>(80, 9),    row<Plain<D>, double, Columns<4, 1, 1>>(40, 5),
-    row<Kahan<D>, double, Rows<1, 4>>(44, 12),   row<Kahan<D>, double, Columns<4, 1, 1>>(44, 12),
-    row<Twofold<D>, double, Rows<1, 4>>(80, 80), row<Twofold<D>, double, Columns<4, 1, 1>>(80, 80),
+    row<Plain<F>, float, Rows<2, 4>>(80, 9),       row<Plain<F>, float, Columns<4, 1, 1>>(40, 5),
+    row<Kahan<F>, float, Rows<1, 4>>(44, 12),      row<Kahan<F>, float, Columns<4, 1, 1>>(44, 12),
+    row<Wide<D>, float, Rows<2, 4>>(9, 20),        row<Wide<D>, float, Columns<4, 1, 1>>(5, 10),
+    row<Plain<D>, double, Rows<2, 4>>(80, 9),      row<Plain<D>, double, Columns<4, 1, 1>>(40, 5),
+    row<Kahan<D>, double, Rows<1, 4>>(44, 12),     row<Kahan<D>, double, Columns<4, 1, 1>>(44, 12),
+    row<Twofold<D>, double, Rows<1, 4>>(80),       row<Twofold<D>, double, Columns<4, 1, 1>>(80),
+    row<Plain<F>, float, Diagonal<1, 7>>(80, 9),   row<Kahan<F>, float, Diagonal<1, 4>>(44, 12),
+    row<Wide<D>, float, Diagonal<2, 4>>(9, 20),    row<Plain<D>, double, Diagonal<1, 7>>(80, 9),
+    row<Kahan<D>, double, Diagonal<1, 4>>(44, 12), row<Twofold<D>, double, Diagonal<1, 4>>(80),
 };
 #endif
 
+// Every other element, `count` of them or a vector's; none beyond the last is read.
 template <class V, class Element>
-DETCONV_INLINE void store_as(V values, Index count, Element* target) {
-    if (count >= V::size)
-        values.template to<Element>().store(target);
-    else
-        values.template to<Element>().store_first(target, static_cast<int>(count));
+DETCONV_INLINE V load_every_other(const Element* source, Index count) {
+    constexpr int L = V::size;
+    if (count > L) return even(V::load(source), V::load(source + L));
+    const int reach = static_cast<int>(2 * count - 1);
+    return even(V::load_first(source, reach < L ? reach : L), V::load_first(source + L, reach > L ? reach - L : 0));
 }
 
 // A panel has the rows of a term side by side. Memory may have them so, too; mostly it has the terms of a row, and
@@ -321,6 +357,7 @@ bool pack(const PanelSource& from, Element* panel) {
                     if (i >= rows) continue;
                     const Term* const source =
                         data + (m + i) * from.row_stride + segment * from.segment_stride + k * from.term_stride;
+                    __builtin_prefetch(source + 2 * from.segment_stride);
                     square[i] = load_terms(source, terms);
                 }
                 for (int i = 0; i < L; ++i) trace[i % 4] = trace[i % 4] + square[i] * V::zero();
@@ -403,12 +440,65 @@ void copy(const PlaneSource& from, Element* target) {
                 if (i < count) store_as(U::load_first(source + i, static_cast<int>(count - i)), count - i, to + i);
                 continue;
             }
-            // Every other one: while there is one more, both vectors lie inside the row.
-            if (from.stride == 2)
-                for (; i + L < count; i += L)
-                    store_as(even(U::load(source + 2 * i), U::load(source + 2 * i + L)), L, to + i);
+            for (; from.stride == 2 && i < count; i += L) {
+                __builtin_prefetch(source + 2 * i + from.plane_stride);
+                store_as(load_every_other<U>(source + 2 * i, count - i), count - i, to + i);
+            }
             for (; i < count; ++i) to[i] = static_cast<Element>(source[i * from.stride]);
         }
+    }
+}
+
+// Channels last has the planes of a position side by side already; else squares of positions are transposed.
+template <class Term, class Element>
+void copy_abreast(const AbreastSource& source, Element* target) {
+    using U = Lanes<Term, register_bytes / sizeof(Element)>;
+    constexpr int L = U::size;
+    const PlaneSource& from = source.planes;
+    const Index width = source.width, planes = from.planes, block_pitch = from.plane_pitch;
+    const Index stride = from.stride, plane_stride = from.plane_stride, count = from.last - from.first;
+    for (Index row = 0; row < from.rows; ++row, target += from.pitch * width) {
+        const bool inside = row >= from.first_row && row < from.last_row;
+        for (Index block = 0; block * width < planes; ++block) {
+            Element* const to = target + block * block_pitch;
+            fill_zero(to, (inside ? from.first : from.width) * width);
+            if (inside) fill_zero(to + from.last * width, (from.width - from.last) * width);
+        }
+        if (!inside) continue;
+        const Term* const data = static_cast<const Term*>(from.data) + (row - from.first_row) * from.row_stride;
+        Element* const middle = target + from.first * width;
+        // Channels last: all planes of a position in turn, as they lie; some positions ahead are asked for.
+        for (Index i = 0; plane_stride == 1 && i < count; ++i) {
+            constexpr Index ahead = 8;
+            const Term* at = data + i * stride;
+            Element* to = middle + i * width;
+            for (Index left = planes; left > 0; left -= width, at += width, to += block_pitch)
+                for (Index lane = 0; lane < width; lane += L) {
+                    const Index here = left - lane;
+                    __builtin_prefetch(at + lane + ahead * stride);
+                    const U values = here >= L ? U::load(at + lane)
+                                               : U::load_first(at + lane, here > 0 ? static_cast<int>(here) : 0);
+                    store_as(values, width - lane, to + lane);
+                }
+        }
+        for (Index m = 0; plane_stride != 1 && m < width; m += L)
+            for (Index i = 0; i < count; i += L) {
+                const int here = count - i < L ? static_cast<int>(count - i) : L;
+                U square[L];
+                for (int j = 0; j < L; ++j) {
+                    square[j] = U::zero();
+                    if (m + j >= planes) continue;
+                    const Term* const at = data + (m + j) * plane_stride + i * stride;
+                    if (stride == 1)
+                        square[j] = here == L ? U::load(at) : U::load_first(at, here);
+                    else if (stride == 2)
+                        square[j] = load_every_other<U>(at, count - i);
+                    else
+                        for (int t = 0; t < here; ++t) square[j].v[t] = at[t * stride];
+                }
+                transpose(square);
+                for (int t = 0; t < here; ++t) store_as(square[t], width - m, middle + (i + t) * width + m);
+            }
     }
 }
 
@@ -449,6 +539,27 @@ void maxima(const double* panel, Index terms, int width, double* largest) {
         const D magnitude = abs(w);
         return D::select(magnitude.v > most.v, magnitude, most);
     });
+}
+
+double largest_magnitude(const double* source, Index count) {
+    constexpr Index chains = 4;  // a maximum takes longer than the next four loads
+    D most[chains] = {D::zero(), D::zero(), D::zero(), D::zero()};
+    auto take = [&](D& largest, D x) __attribute__((always_inline)) {
+        const D magnitude = abs(x);
+        largest = D::select(magnitude.v > largest.v, magnitude, largest);
+    };
+    Index i = 0;
+    for (; i + chains * D::size <= count; i += chains * D::size) {
+        DETCONV_UNROLL
+        for (int k = 0; k < chains; ++k) take(most[k], D::load(source + i + k * D::size));
+    }
+    for (; i < count; ++i) take(most[0], D::broadcast(source[i]));
+    double largest = 0;
+    for (int k = 0; k < chains * D::size; ++k) {
+        const double x = most[k / D::size].v[k % D::size];
+        largest = x > largest ? x : largest;
+    }
+    return largest;
 }
 
 // target[i] += magnitude(source[i]), in double.
@@ -520,12 +631,16 @@ const Kernels kernels = {
     .copy_float = copy<float, float>,
     .copy_float_wide = copy<float, double>,
     .copy_double = copy<double, double>,
+    .copy_abreast_float = copy_abreast<float, float>,
+    .copy_abreast_float_wide = copy_abreast<float, double>,
+    .copy_abreast_double = copy_abreast<double, double>,
     .gather_float = gather<float>,
     .gather_double = gather<double>,
     .join_float = join<float>,
     .join_double = join<double>,
     .square_sums_double = square_sums,
     .maxima_double = maxima,
+    .largest_magnitude_double = largest_magnitude,
     .add_squares_double = add_squares,
     .add_magnitudes_double = add_magnitudes,
     .add_shifted_double = add_shifted,

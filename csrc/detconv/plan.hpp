@@ -13,6 +13,11 @@ namespace detconv {
 inline Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 inline Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
 
+// Whether a kernel's arithmetic is that of a contraction.
+inline bool computes(const TileKernel& k, const Contraction& c) {
+    return k.accumulator == c.accumulator && k.is_float32 == c.is_float32;
+}
+
 // A rectangle of columns whose taps fall into one copy of the image (or the image itself); or all columns of several
 // batches.
 struct Chunk {
@@ -83,7 +88,8 @@ public:
     bool in_place = false;
     bool skips_padding = false;  // rows of taps that a whole tile reads from the padding are left out
     bool wraps = false;  // a tile's columns run on from one image row into the next; those between rows are not wanted
-    bool gathers = false;  // and into the next image: a copy has the columns of each term side by side
+    bool gathers = false;              // and into the next image: a copy has the columns of each term side by side
+    bool columns_are_batches = false;  // a tile's columns are one pixel of several images, which the copy has abreast
     Index terms;
     Index term_size, element_size;  // bytes: of T; of the accumulator, which is how a tile reads its operands
 
@@ -92,19 +98,26 @@ public:
     Axis rows, columns;       // of a chunk's copy
     Index copy_h, copy_w;     // columns it has room for
     Index pitch, plane_size;  // elements of a row and of a plane of the copy
-    // Images that are copied at once: so many groups' or batches' that lie between each other (channels last).
+    // Images side by side in the copy: those of a diagonal panel's rows, or of a chunk's batches. The lengths and
+    // offsets here are of one image.
+    Index abreast = 1;
+    // Images that are copied at once: so many groups', batches' or diagonal panels' that lie between each other
+    // (channels last).
     Index neighbours = 1;
     bool neighbours_are_groups = false;
     Index interleaved = 1;  // outputs that are written at once, as they lie so, too
     Index row_step;         // elements from a column to the one below it, in the copy or in place
-    std::vector<Index> taps;
     PanelTerms panel_terms;
     std::vector<Index> sources;  // where the columns of a term are gathered from, in the copy of one batch
     Index gathered_pitch = 0;    // elements from a term's gathered columns to the next one's
-    // The program, and what is left of it for tiles near the border: their rows all have padding at some taps, whose
-    // terms change no bit where the weights are finite (contract, point 7; never for Kahan).
-    std::vector<std::vector<Instruction>> programs;
-    std::vector<std::uint16_t> program_of_row;  // of columns; empty: always the whole program
+    // The program with its terms, and what is left of it for tiles near the border: all their columns have padding at
+    // some taps, whose terms change no bit where the weights are finite (contract, point 7; never for Kahan).
+    struct Variant {
+        std::vector<Instruction> code;
+        std::vector<Index> taps, panel_offsets;  // of its terms; no offsets: all terms of a panel, as they lie
+    };
+    std::vector<Variant> variants;
+    std::vector<std::uint16_t> variant_of;  // a row of columns, a pixel if batches are abreast; empty: always the first
 
     Index panels, panel_elements, panel_block;  // per group; block: bytes of a panel with its bias and bounds
     bool shared_panels;
@@ -113,10 +126,12 @@ public:
     bool packs_ahead;   // where panels are not shared: all of a unit's, or each when its turn comes
     Index kept_panels;  // of a thread, then
     double gamma = 0;
+    // Certify by the largest magnitude of a chunk first, and by the norms of its windows only where that does not do.
+    bool bounds_coarsely = false;
 
     Index chunks() const { return divide_up(c.batches, chunk_batches) * chunks_h * chunks_w; }
     Chunk chunk(Index number) const {
-        if (gathers) {
+        if (gathers || columns_are_batches) {
             const Index batch = number * chunk_batches;
             return {batch, 0, 0, c.columns.h, c.columns.w, std::min(chunk_batches, c.batches - batch)};
         }
@@ -125,10 +140,15 @@ public:
                 std::min(chunk_w, c.columns.w - w)};
     }
 
-    // For a tile whose first row of columns is `row`.
-    const std::vector<Instruction>& program(Index row, bool finite_weights) const {
-        return programs[program_of_row.empty() || !finite_weights ? 0 : program_of_row[static_cast<std::size_t>(row)]];
+    // For a tile whose first row of columns, or pixel, is `place`.
+    const Variant& variant(Index place, bool finite_weights) const {
+        return variants[variant_of.empty() || !finite_weights ? 0 : variant_of[static_cast<std::size_t>(place)]];
     }
+
+    // How the outputs of a panel and a chunk lie that are kept before they are written: [row][h][w], or where columns
+    // are batches [h][w][batch][row].
+    Contraction::Output kept() const;
+    Index kept_outputs() const { return kernel->rows() * chunk_h * chunk_w * chunk_batches; }
 
     // Where the outputs of a panel and a chunk go.
     Contraction::Output output(Index group, Index panel, Index chunk_number) const {
@@ -142,21 +162,29 @@ public:
 
 private:
     bool could_stay_in_place(const TileKernel& k, bool wrapping) const;
-    Index copy_bytes(Index h, Index w) const;
+    Index copy_bytes(const TileKernel& k, Index h, Index w) const;
+    Index batches_at_once(const TileKernel& k, Index columns_of_each, Index bytes_of_each, int threads) const;
+    Index tiles_of_batches(const TileKernel& k, Index columns_of_each, Index at_once) const;
     Index batches_to_gather(const TileKernel& k, int threads) const;
-    // How a kernel may walk over the columns; gathered: of so many batches at once, or 0.
+    Index batches_abreast(const TileKernel& k, int threads) const;
+    // How a kernel may walk over the columns; gathered, abreast: so many batches at once, or 0.
     struct Walk {
-        bool stays, wraps;
-        Index gathered;
+        bool stays = false, wraps = false;
+        Index gathered = 0, abreast = 0;
     };
     double cost(const TileKernel& k, const Walk& walk, Index fused, Index rounded) const;
+    double kept_share(const TileKernel& k, const Walk& walk) const;
     bool is_padding(Index tap, Index row, const TileKernel& k) const;
+    bool is_padding_beside(Index tap, Index column) const;
     void choose_kernel(const Kernels& kernels, int threads);
     void choose_chunks(int threads);
     void lay_out();
+    Index panels_abreast() const;
     void find_neighbours();
     void skip_padding();
+    Variant without(const std::vector<bool>& skip) const;
     void share_work(int threads);
+    void choose_bounds();
 };
 
 }  // namespace detconv

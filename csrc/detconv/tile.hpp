@@ -8,15 +8,18 @@
 
 namespace detconv {
 
-// Which side of a tile lies along the lanes: panel rows (output channels) or columns (pixels of a row).
-enum class Side : std::uint8_t { rows, columns };
+// Which side of a tile lies along the lanes: panel rows (output channels), columns (pixels of a row), or rows and the
+// images that each of them reads (channels of a depthwise layer).
+enum class Side : std::uint8_t { rows, columns, diagonal };
 
 struct Tile {
-    const void* panel;   // term r of the sequence at panel + r * panel_stride
-    Index panel_stride;  // in elements
-    const void* image;   // where the tile's first column reads a tap of 0
-    const Index* taps;   // element offset of each term of the sequence
-    Index row_step;      // elements between the image rows of the tile's columns; within a row columns are adjacent
+    const void* panel;           // term r of the sequence at panel + panel_offsets[r]
+    const Index* panel_offsets;  // in elements; null: at r * panel_stride
+    Index panel_stride;
+    const void* image;  // where the tile's first column reads a tap of 0
+    const Index* taps;  // element offset of each term of the sequence
+    Index row_step;     // elements between the image rows of the tile's columns; within a row columns are adjacent,
+                        // on the diagonal TileKernel::abreast() elements apart
     const Instruction* code;
     Index code_size;
     const void* bias;  // of the tile's rows, in the accumulator's type
@@ -39,7 +42,8 @@ struct Certificate {
     double gamma;
     const double* row_norm;
     const double* bias_bound;
-    const double* column_norm;  // [image row][column], image rows apart by column_norm_stride
+    const double* column_norm;  // [image row][column], on the diagonal [row] too; image rows are apart by
+                                // column_norm_stride
     Index column_norm_stride;
     Rounding rounding;
     std::uint8_t* uncertain;  // [broadcast][vector][lane], 1 where it may round either way; written if there is one
@@ -59,9 +63,11 @@ struct TileKernel {
     void (*store)(const TileOutput&);
     bool (*certify)(const Certificate&);  // true where every total is certain
 
-    constexpr int rows() const { return side == Side::rows ? vectors * lanes : broadcasts; }
-    constexpr int image_rows() const { return (side == Side::rows ? broadcasts : vectors) / per_row; }
-    constexpr int columns() const { return side == Side::rows ? per_row : per_row * lanes; }  // per image row
+    constexpr bool rows_are_lanes() const { return side != Side::columns; }
+    constexpr int rows() const { return rows_are_lanes() ? vectors * lanes : broadcasts; }
+    constexpr int image_rows() const { return (rows_are_lanes() ? broadcasts : vectors) / per_row; }
+    constexpr int columns() const { return rows_are_lanes() ? per_row : per_row * lanes; }  // per image row
+    constexpr int abreast() const { return side == Side::diagonal ? rows() : 1; }           // images, side by side
     constexpr int outputs() const { return lanes * vectors * broadcasts; }
 };
 
@@ -85,6 +91,13 @@ struct PlaneSource {
     Index planes, plane_stride, plane_pitch;  // strides from one to the next, in memory and in the copy
 };
 
+// Planes to be copied side by side, `width` of them in a block (blocks are plane_pitch apart): position i of a block's
+// plane m goes to i * width + m; planes that there are not are +0.
+struct AbreastSource {
+    PlaneSource planes;
+    Index width;
+};
+
 // Columns to be gathered: of each term, `rows` rows of `width`, from `pitch` apart to side by side. Reads and writes up
 // to a vector more than that.
 struct GatherSource {
@@ -103,6 +116,9 @@ struct Kernels {
     void (*copy_float)(const PlaneSource&, float*);
     void (*copy_float_wide)(const PlaneSource&, double*);
     void (*copy_double)(const PlaneSource&, double*);
+    void (*copy_abreast_float)(const AbreastSource&, float*);
+    void (*copy_abreast_float_wide)(const AbreastSource&, double*);
+    void (*copy_abreast_double)(const AbreastSource&, double*);
     void (*gather_float)(const GatherSource&, float* target, Index target_pitch);  // from one term to the next
     void (*gather_double)(const GatherSource&, double* target, Index target_pitch);
     // Samples joined: older[i] = older[i] + newer[i].
@@ -112,6 +128,8 @@ struct Kernels {
     // magnitude of each row of a panel, and sums of magnitudes of the image.
     void (*square_sums_double)(const double* panel, Index terms, int width, double* sums);
     void (*maxima_double)(const double* panel, Index terms, int width, double* maxima);
+    // Of all elements that are no NaN; 0 if there are none.
+    double (*largest_magnitude_double)(const double*, Index count);
     // target[i] += magnitude(source[i])
     void (*add_squares_double)(const double*, Index count, double* target);
     void (*add_magnitudes_double)(const double*, Index count, double* target);

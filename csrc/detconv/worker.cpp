@@ -66,10 +66,12 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
     else
         kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
     if (c_.is_float32) kernels_.bound_roots(panel.row_norm, width, exact::rounded_up(plan_.terms));
+    // Zero beside the rows that there are: next to a zero, its bound would be subnormal, which costs a hundred cycles.
+    std::fill(panel.row_norm + rows, panel.row_norm + width, 0.0);
 }
 
-void Worker::load(Index group, Index sample, Index chunk) {
-    const Load wanted{group, sample, chunk};
+void Worker::load(Index group, Index sample, Index chunk, Index panel) {
+    const Load wanted{group, sample, chunk, c_.diagonal() ? panel : 0};
     if (wanted == loaded_) return;
     chunk_ = plan_.chunk(chunk);
     if (plan_.in_place) {
@@ -83,37 +85,49 @@ void Worker::load(Index group, Index sample, Index chunk) {
     } else {
         // The first of the neighbours, and which of them is wanted.
         Load first = wanted;
-        Index batch = chunk_.batch;
-        const Index which = (plan_.neighbours_are_groups ? group : batch) % plan_.neighbours;
-        if (plan_.neighbours_are_groups)
+        Index batch = chunk_.batch, row = 0, which, left;
+        if (c_.diagonal()) {
+            which = panel % plan_.neighbours;
+            first.panel -= which;
+            row = first.panel * kernel_.rows();
+            left = c_.rows - row;
+        } else if (plan_.neighbours_are_groups) {
+            which = group % plan_.neighbours;
             first.group -= which;
-        else
+            left = c_.groups - first.group;
+        } else if (plan_.columns_are_batches) {
+            which = 0, left = chunk_.batches;
+        } else {
+            which = batch % plan_.neighbours;
             first.chunk -= which, batch -= which;
-        if (first != copied_) {
-            const Index left = plan_.neighbours_are_groups ? c_.groups - first.group : c_.batches - batch;
-            copy_ = copy_images(first.group, sample, batch, std::min(plan_.neighbours, left));
-            copied_ = first;
+            left = c_.batches - batch;
         }
-        image_ = copy_ + which * c_.planes * plan_.plane_size * plan_.element_size;
+        if (first != copied_)
+            copy_ = copy_images(first.group, sample, batch, row, std::min(plan_.neighbours * plan_.abreast, left));
+        copied_ = first;
+        image_ = copy_ + which * c_.planes * plan_.plane_size * plan_.abreast * plan_.element_size;
     }
-    if (c_.certified) measure_columns();
+    measured_ = false;
+    if (plan_.bounds_coarsely) measure_chunk();
     loaded_ = wanted;
 }
 
-// Copies what the chunk's taps read to [image][plane][row][column], with the padding, the rows and columns as Axis
-// says.
-char* Worker::copy_images(Index group, Index sample, Index batch, Index count) {
+// Copies what the chunk's taps read to [image][plane][row][column], on the diagonal [plane][row][column][image], with
+// the padding, the rows and columns as Axis says.
+char* Worker::copy_images(Index group, Index sample, Index batch, Index first_row, Index count) {
     const Contraction::Operand& source = c_.image;
     const Axis &rows = plan_.rows, &columns = plan_.columns;
     const Index size = plan_.element_size, height = rows.run_length(plan_.copy_h),
                 width = columns.run_length(plan_.copy_w);
     // Tiles that wrap read beyond the last row, and gathering reads whole vectors.
-    const Index beyond = plan_.gathers ? 64 / size : plan_.wraps ? kernel_.columns() : 0;
-    const Index image_size = checked_multiply(c_.planes, plan_.plane_size, "the copy of a chunk");
+    const Index beyond = plan_.gathers ? 64 / size : plan_.wraps ? kernel_.columns() * plan_.abreast : 0;
+    const Index image_size = checked_multiply(c_.planes, plan_.plane_size * plan_.abreast, "the copy of a chunk");
     char* const target = image_buffer_.at_least<char>((plan_.neighbours * image_size + beyond) * size);
-    std::memset(target + count * image_size * size, 0, static_cast<std::size_t>(beyond * size));
-    const char* const data =
-        offset(source.data, sample * source.sample + batch * source.batch + group * source.group, plan_.term_size);
+    std::memset(target + divide_up(count, plan_.abreast) * image_size * size, 0,
+                static_cast<std::size_t>(beyond * size));
+    const char* const data = offset(
+        source.data, sample * source.sample + batch * source.batch + group * source.group + first_row * source.row,
+        plan_.term_size);
     // Positions begin..end of a run lie inside the image; the others, and those beyond the chunk, are +0.
     struct Inside {
         Index first, begin, end;
@@ -128,6 +142,13 @@ char* Worker::copy_images(Index group, Index sample, Index batch, Index count) {
     // Where a chunk is a whole image, the padding of the one before is that of this one.
     const bool has_padding = count <= padded_ && plan_.chunks_h == 1 && plan_.chunks_w == 1;
     padded_ = std::max(padded_, count);
+    // What is left between two planes is read by tiles that wrap. It changes no output, but what an earlier call left
+    // there may be subnormal, and each of its products cost a hundred cycles (a 1x1 layer took seven times as long).
+    const Index left = plan_.plane_size - rows.length(plan_.copy_h) * plan_.pitch;
+    const Index planes = divide_up(count, plan_.abreast) * c_.planes;
+    for (Index p = 1; left > 0 && !has_padding && p <= planes; ++p)
+        std::memset(target + (p * plan_.plane_size - left) * plan_.abreast * size, 0,
+                    static_cast<std::size_t>(left * plan_.abreast * size));
     for (Index rh = 0; rh < rows.runs(); ++rh) {
         const Inside in_h = inside(rows, rh, chunk_.h, chunk_.height, c_.image_origin.h, c_.image_size.h);
         for (Index rw = 0; rw < columns.runs(); ++rw) {
@@ -152,17 +173,22 @@ char* Worker::copy_images(Index group, Index sample, Index batch, Index count) {
                 plane.rows = plane.last_row -= plane.first_row, plane.first_row = 0;
                 plane.width = plane.last -= plane.first, plane.first = 0;
             }
-            // Of neighbours, one plane of each at a time.
-            if (count > 1) plane.planes = count, plane.plane_stride = 1, plane.plane_pitch = image_size;
-            for (Index p = 0; p < (count > 1 ? c_.planes : 1); ++p) {
-                char* const to = target + (p * plan_.plane_size + first) * size;
+            // Of several images, one plane of each at a time.
+            const bool abreast = plan_.abreast > 1, several = abreast || count > 1;
+            if (several) plane.planes = count, plane.plane_stride = 1, plane.plane_pitch = image_size;
+            if (abreast) plane.plane_stride = c_.diagonal() ? source.row : source.batch;
+            for (Index p = 0; p < (several ? c_.planes : 1); ++p) {
+                void* const to = target + (p * plan_.plane_size + first) * plan_.abreast * size;
                 plane.data = offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
+                auto copy = [&]<class T>(auto copy_planes, auto copy_abreast, T* copied) {
+                    abreast ? copy_abreast({plane, plan_.abreast}, copied) : copy_planes(plane, copied);
+                };
                 if (!c_.is_float32)
-                    kernels_.copy_double(plane, reinterpret_cast<double*>(to));
+                    copy(kernels_.copy_double, kernels_.copy_abreast_double, static_cast<double*>(to));
                 else if (size == 8)
-                    kernels_.copy_float_wide(plane, reinterpret_cast<double*>(to));
+                    copy(kernels_.copy_float_wide, kernels_.copy_abreast_float_wide, static_cast<double*>(to));
                 else
-                    kernels_.copy_float(plane, reinterpret_cast<float*>(to));
+                    copy(kernels_.copy_float, kernels_.copy_abreast_float, static_cast<float*>(to));
             }
         }
     }
@@ -176,7 +202,7 @@ void Worker::gather_images(Index group, Index sample) {
     char* const target = gathered_buffer_.at_least<char>(plan_.terms * pitch * size);
     for (Index first = 0; first < chunk_.batches; first += plan_.neighbours) {
         const Index count = std::min(plan_.neighbours, chunk_.batches - first);
-        const char* const images = copy_images(group, sample, chunk_.batch + first, count);
+        const char* const images = copy_images(group, sample, chunk_.batch + first, 0, count);
         for (Index n = 0; n < count; ++n) {
             const GatherSource source{offset(images, n * c_.planes * plan_.plane_size, size),
                                       plan_.sources.data(),
@@ -192,11 +218,24 @@ void Worker::gather_images(Index group, Index sample) {
         }
     }
     image_ = target;
-    if (!c_.certified && !c_.rescued) return;
-    // Where flags are read, a tile that sticks out must not raise any.
+    // A tile that sticks out must not raise flags, nor meet what is subnormal.
     const Index used = chunk_.batches * area;
     for (Index r = 0; r < plan_.terms; ++r)
         std::memset(target + (r * pitch + used) * size, 0, static_cast<std::size_t>((pitch - used) * size));
+}
+
+// One bound for the norms of all windows of the chunk: as if every term were the largest.
+void Worker::measure_chunk() {
+    const Index plane = plan_.rows.length(plan_.copy_h) * plan_.pitch * plan_.abreast;
+    double largest = 0;
+    for (Index p = 0; p < c_.planes; ++p)
+        largest = std::max(largest,
+                           kernels_.largest_magnitude_double(
+                               reinterpret_cast<const double*>(image_) + p * plan_.plane_size * plan_.abreast, plane));
+    const auto terms = static_cast<double>(plan_.terms);
+    const Index count = kernel_.columns() * plan_.abreast;
+    coarse_norms_ = coarse_norms_buffer_.at_least<double>(count);
+    std::fill_n(coarse_norms_, count, largest * (c_.is_float32 ? std::sqrt(terms) : terms) * exact::rounded_up(2));
 }
 
 // Norms of the windows of the chunk's columns: sums over the planes, then over the rows and the columns of a window.
@@ -204,8 +243,8 @@ void Worker::measure_columns() {
     const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns();
     // The image as rows of `length` elements, `planes` of them to be added up; in place it is dense.
     const bool in_place = plan_.in_place;
-    const Index row_advance = in_place ? c_.step.h : 1;
-    const Index length = in_place ? chunk_.width + plan_.span_w - 1 : plan_.pitch;
+    const Index row_advance = in_place ? c_.step.h : 1, abreast = plan_.abreast;
+    const Index length = in_place ? chunk_.width + plan_.span_w - 1 : plan_.pitch * abreast;
     const Index rows = in_place ? (chunk_.height - 1) * c_.step.h + plan_.span_h : plan_.rows.length(plan_.copy_h);
     if (plan_.gathers) {  // the window of a column is a column of the copy
         const Index count = plan_.gathered_pitch;
@@ -220,7 +259,7 @@ void Worker::measure_columns() {
     }
     // Rows of columns that lie side by side are measured as one; those between them are not wanted.
     const Index lines = row_advance == 1 ? 1 : chunk_.height, line_rows = chunk_.height / lines;
-    const Index line = (line_rows - 1) * length + chunk_.width;
+    const Index line = (line_rows - 1) * length + chunk_.width * abreast;
     double* const sums = squares_buffer_.at_least<double>((rows + line_rows) * length);
     double* const window_rows = sums + rows * length;
     std::fill_n(sums, rows * length, 0.0);
@@ -233,12 +272,12 @@ void Worker::measure_columns() {
                 add(first + row * c_.image.h + p * c_.image.plane, length, sums + row * length);
     } else {
         for (Index p = 0; p < c_.planes; ++p)
-            add(reinterpret_cast<const double*>(image_) + p * plan_.plane_size, rows * length, sums);
+            add(reinterpret_cast<const double*>(image_) + p * plan_.plane_size * abreast, rows * length, sums);
     }
     // A tile that was shifted to stay inside the image starts before the chunk, and one that sticks out ends behind it:
     // room for both. What is not wanted may have any norm.
-    norms_pitch_ = plan_.wraps ? plan_.row_step : length;
-    const Index room = tile_h * norms_pitch_ + tile_w, columns = chunk_.height * norms_pitch_;
+    norms_pitch_ = plan_.wraps ? plan_.row_step * abreast : length;
+    const Index room = tile_h * norms_pitch_ + tile_w * abreast, columns = chunk_.height * norms_pitch_;
     double* const memory = norms_buffer_.at_least<double>(columns + 2 * room);
     norms_ = memory + room;
     std::fill(memory, norms_, 0.0);
@@ -246,9 +285,10 @@ void Worker::measure_columns() {
     auto bound = c_.is_float32 ? kernels_.bound_roots : kernels_.scale;
     // Many taps and few columns (a weight gradient): the windows nearly are the image, and its norm bounds them all.
     if (plan_.rows.taps() * plan_.columns.taps() > chunk_.height * chunk_.width) {
-        double whole = std::accumulate(sums, sums + rows * length, 0.0);
-        bound(&whole, 1, exact::rounded_up(rows * length + c_.planes));
-        std::fill_n(norms_, columns, whole);
+        for (Index left = rows * length / abreast; left > 1; left -= left / 2)  // the later half onto the earlier one
+            kernels_.join_double(sums + (left - left / 2) * abreast, left / 2 * abreast, sums);
+        bound(sums, abreast, exact::rounded_up(rows * length + c_.planes));
+        for (Index i = 0; i < columns; i += abreast) std::copy_n(sums, abreast, norms_ + i);
         return;
     }
     std::vector<Index> row_offsets, column_offsets;
@@ -257,7 +297,7 @@ void Worker::measure_columns() {
                                                  : plan_.rows.at(i, plan_.copy_h)));
     for (Index j = 0; j < plan_.columns.taps(); ++j)
         column_offsets.push_back(in_place ? c_.column_taps[static_cast<std::size_t>(j)] - plan_.first_tap_w
-                                          : plan_.columns.at(j, plan_.copy_w));
+                                          : plan_.columns.at(j, plan_.copy_w) * abreast);
     for (Index i = 0; i < lines; ++i) {
         double* const norms = norms_ + i * norms_pitch_;
         kernels_.add_shifted_double(sums + i * row_advance * length, row_offsets.data(), plan_.rows.taps(),
@@ -271,27 +311,34 @@ void Worker::measure_columns() {
 // computed (3x3 layers take 1 to 4% less time, depthwise ones of a batch 14 to 25%).
 void Worker::fetch(const char* first, const Wanted& wanted, const Contraction::Output& out) const {
     constexpr Index line = 64;
-    const Index last = wanted.columns * plan_.term_size - 1;
-    for (int m = 0; m < wanted.rows; ++m)
+    const bool along_rows = out.row == 1;
+    const Index pieces = along_rows ? wanted.columns : wanted.rows, stride = along_rows ? out.w : out.row;
+    const Index last = (along_rows ? wanted.rows : wanted.columns) * plan_.term_size - 1;
+    for (Index piece = 0; piece < pieces; ++piece)
         for (int h = 0; h < wanted.image_rows; ++h) {
-            const char* const row = offset(first, m * out.row + h * out.h, plan_.term_size);
-            for (Index at = 0; at < last; at += line) __builtin_prefetch(row + at, 1);
-            __builtin_prefetch(row + last, 1);
+            const char* const start = offset(first, piece * stride + h * out.h, plan_.term_size);
+            for (Index at = 0; at < last; at += line) __builtin_prefetch(start + at, 1);
+            __builtin_prefetch(start + last, 1);
         }
 }
 
 void Worker::multiply(Index number, const Panel& panel, const Contraction::Output& out) {
-    const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns(), row_step = plan_.row_step;
     const int rows = static_cast<int>(std::min<Index>(kernel_.rows(), c_.rows - number * kernel_.rows()));
-    const bool reads_flags = c_.certified || c_.rescued;
+    has_special_bias_ = false;
+    if (c_.rescued)
+        for (int m = 0; m < rows; ++m) has_special_bias_ |= !std::isfinite(read(panel.bias, m, c_.is_float32));
+    if (plan_.columns_are_batches)
+        multiply_batches(rows, panel, out);
+    else
+        multiply_image(rows, panel, out);
+}
+
+void Worker::multiply_image(int rows, const Panel& panel, const Contraction::Output& out) {
+    const Index tile_h = kernel_.image_rows(), tile_w = kernel_.columns(), row_step = plan_.row_step;
     // Not where tiles wrap (short pieces of lines: 5% slower), nor for 1x1 layers, whose tiles are short and read much
     // from beyond the cache themselves (3% slower).
-    const bool fetches = out.w == 1 && !plan_.wraps && (kernel_.side == Side::rows || c_.rows == 1);
-    bool special_bias = false;
-    if (c_.rescued)
-        for (int m = 0; m < rows; ++m) special_bias |= !std::isfinite(read(panel.bias, m, c_.is_float32));
-    Tile tile{panel.data, kernel_.rows(), nullptr, plan_.taps.data(), row_step, nullptr, 0,
-              panel.bias, stack_,         totals_};
+    const bool fetches =
+        (out.w == 1 || (out.row == 1 && c_.diagonal())) && !plan_.wraps && (kernel_.rows_are_lanes() || c_.rows == 1);
     // Where tiles wrap, the chunk is one long row. In place, a tile that would stick out of the image is shifted back;
     // the outputs it then shares with another tile have the same bits and are not stored twice. In a copy there is room
     // for it to stick out.
@@ -304,24 +351,14 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
         if (should_stop()) return;
         const Index top = in_place && !wraps ? std::min(h, last_top) : h;
         const int skip_h = static_cast<int>(h - top);
-        const auto& code = plan_.program(chunk_.h + top, *panel.finite);
-        tile.code = code.data(), tile.code_size = static_cast<Index>(code.size());
+        const Plan::Variant& variant = plan_.variant(chunk_.h + top, *panel.finite);
         for (Index w = 0; w < width; w += tile_w) {
             const Index left = in_place ? std::min(w, last_left) : w;
             const int skip_w = static_cast<int>(w - left);
-            tile.image = offset(image_, top * row_step + left, plan_.element_size);
             const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, height - h)),
                                 static_cast<int>(std::min(tile_w - skip_w, width - w))};
-            if (fetches) fetch(offset(out.data, h * out.h + w, plan_.term_size), wanted, out);
-            if (reads_flags) parallel::Flags::clear();
-            kernel_.run(tile);
-            if (reads_flags) {
-                const parallel::Flags flags = parallel::Flags::read();
-                if (c_.certified) certify(tile, panel, norms_ + top * norms_pitch_ + left, wanted, flags);
-                // Without a NaN among the terms, only an overflow or an infinity makes a total that is not finite; but
-                // an infinite bias that is added last raises no flag.
-                if (c_.rescued && (flags.overflow || flags.invalid || special_bias)) rescue(tile);
-            }
+            if (fetches) fetch(offset(out.data, h * out.h + w * out.w, plan_.term_size), wanted, out);
+            compute(panel, variant, {top, left * plan_.abreast}, wanted);
             // A tile that wraps has a piece of each row that it meets, and between them columns that are not wanted.
             for (Index at = w, end = w + wanted.columns; at < end;) {
                 const Index row = wraps ? at / row_step : h, column = wraps ? at % row_step : at;
@@ -339,29 +376,120 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
     }
 }
 
-void Worker::certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
+// Tiles of one pixel of several images, kept until all pixels are there and then turned; unless the rows of an output
+// lie side by side anyhow.
+void Worker::multiply_batches(int rows, const Panel& panel, const Contraction::Output& out) {
+    const Index tile_w = kernel_.columns();
+    const bool turns = out.row != 1;
+    Contraction::Output to = turns ? plan_.kept() : out;
+    if (turns) to.data = turned_buffer_.at_least<char>(plan_.kept_outputs() * plan_.term_size);
+    for (Index h = 0; h < chunk_.height; ++h) {
+        if (should_stop()) return;
+        for (Index w = 0; w < chunk_.width; ++w) {
+            const Plan::Variant& variant = plan_.variant(h * chunk_.width + w, *panel.finite);
+            for (Index batch = 0; batch < chunk_.batches; batch += tile_w) {
+                const int columns = static_cast<int>(std::min(tile_w, chunk_.batches - batch));
+                compute(panel, variant, {h, w * plan_.abreast + batch}, {rows, 0, 0, 1, columns});
+                kernel_.store({totals_, offset(to.data, batch * to.batch + h * to.h + w * to.w, plan_.term_size),
+                               to.row, 0, to.batch, rows, 1, columns, c_.rounding});
+            }
+        }
+    }
+    if (turns) turn(to, rows, out);
+}
+
+// Copies [h][w][batch][row] to planes whose rows follow each other.
+void Worker::turn(const Contraction::Output& from, int rows, const Contraction::Output& out) const {
+    const Index pixels = chunk_.height * chunk_.width;
+    PlaneSource planes{.data = nullptr,
+                       .row_stride = 0,
+                       .stride = from.w,
+                       .first_row = 0,
+                       .last_row = 1,
+                       .rows = 1,
+                       .first = 0,
+                       .last = pixels,
+                       .width = pixels,
+                       .pitch = pixels,
+                       .planes = rows,
+                       .plane_stride = from.row,
+                       .plane_pitch = out.row};
+    for (Index batch = 0; batch < chunk_.batches; ++batch) {
+        planes.data = offset(from.data, batch * from.batch, plan_.term_size);
+        void* const to = offset(out.data, batch * out.batch, plan_.term_size);
+        if (c_.is_float32)
+            kernels_.copy_float(planes, static_cast<float*>(to));
+        else
+            kernels_.copy_double(planes, static_cast<double*>(to));
+    }
+}
+
+// The totals of a tile, those that are wanted certified or rescued.
+void Worker::compute(const Panel& panel, const Plan::Variant& variant, Position first, const Wanted& wanted) {
+    const Index row_step = plan_.row_step * plan_.abreast;
+    const Tile tile{panel.data,
+                    variant.panel_offsets.empty() ? nullptr : variant.panel_offsets.data(),
+                    kernel_.rows(),
+                    offset(image_, first.row * row_step + first.column, plan_.element_size),
+                    variant.taps.data(),
+                    row_step,
+                    variant.code.data(),
+                    static_cast<Index>(variant.code.size()),
+                    panel.bias,
+                    stack_,
+                    totals_};
+    const bool reads_flags = c_.certified || c_.rescued;
+    if (reads_flags) parallel::Flags::clear();
+    kernel_.run(tile);
+    if (!reads_flags) return;
+    const parallel::Flags flags = parallel::Flags::read();
+    if (c_.certified) certify(tile, panel, first, wanted, flags);
+    // Without a NaN among the terms, only an overflow or an infinity makes a total that is not finite; but an infinite
+    // bias that is added last raises no flag.
+    if (c_.rescued && (flags.overflow || flags.invalid || has_special_bias_)) rescue(tile);
+}
+
+void Worker::certify(const Tile& tile, const Panel& panel, Position first, const Wanted& wanted,
                      parallel::Flags flags) {
     if (!flags.inexact) return;  // sums that were never rounded are exact as they stand (integers, quantised data)
     // Twofold's error terms are themselves exact only where nothing underflowed or overflowed.
     const bool sound = c_.is_float32 || !(flags.underflow || flags.overflow || flags.invalid);
-    const bool certain = kernel_.certify(
-        {totals_, plan_.gamma, panel.row_norm, panel.bias_bound, norms, norms_pitch_, c_.rounding, uncertain_});
-    if (sound && certain) return;
-    for (int row = 0; row < wanted.rows; ++row)
-        for (int h = wanted.h; h < wanted.h + wanted.image_rows; ++h)
-            for (int w = wanted.w; w < wanted.w + wanted.columns; ++w) {
-                const Index at = total_index(row, h, w);
-                if (!sound || uncertain_[at]) totals_[at] = recompute(tile, row, h, w);
-            }
+    auto certified_by = [&](const double* norms, Index pitch) {
+        return kernel_.certify(
+            {totals_, plan_.gamma, panel.row_norm, panel.bias_bound, norms, pitch, c_.rounding, uncertain_});
+    };
+    auto each_uncertain = [&](auto&& action) {
+        for (int row = 0; row < wanted.rows; ++row)
+            for (int h = wanted.h; h < wanted.h + wanted.image_rows; ++h)
+                for (int w = wanted.w; w < wanted.w + wanted.columns; ++w)
+                    if (const Index at = total_index(row, h, w); !sound || uncertain_[at]) action(at, row, h, w);
+    };
+    auto recompute_each = [&] {
+        each_uncertain([&](Index at, int row, int h, int w) { totals_[at] = recompute(tile, row, h, w); });
+    };
+    if (!sound) return recompute_each();
+    if (plan_.bounds_coarsely) {
+        if (certified_by(coarse_norms_, 0)) return;
+        int uncertain = 0;
+        each_uncertain([&](Index, int, int, int) { ++uncertain; });
+        constexpr int few = 4;  // cheaper than norms
+        if (uncertain <= few) return recompute_each();
+    }
+    if (!measured_) measure_columns();
+    measured_ = true;
+    if (!certified_by(norms_ + first.row * norms_pitch_ + first.column, norms_pitch_)) recompute_each();
 }
 
 double Worker::recompute(const Tile& tile, int row, int h, int w) const {
+    const Index column = c_.diagonal() ? w * kernel_.abreast() + row : w;
+    const char* const image = offset(tile.image, h * tile.row_step + column, plan_.element_size);
     auto sum = [&]<class T>(exact::Superaccumulator<T> accumulator) -> double {
-        const char* const image = offset(tile.image, h * tile.row_step + w, plan_.element_size);
-        for (Index r = 0; r < plan_.terms; ++r)
-            accumulator.add_product(
-                static_cast<T>(read(tile.panel, r * tile.panel_stride + row, plan_.element_size == 4)),
-                static_cast<T>(read(image, tile.taps[r], plan_.element_size == 4)));
+        const std::vector<Index>& taps = plan_.variants[0].taps;
+        for (std::size_t r = 0; r < taps.size(); ++r) {
+            const Index at = static_cast<Index>(r) * tile.panel_stride + row;
+            accumulator.add_product(static_cast<T>(read(tile.panel, at, plan_.element_size == 4)),
+                                    static_cast<T>(read(image, taps[r], plan_.element_size == 4)));
+        }
         accumulator.add(static_cast<T>(read(tile.bias, row, plan_.element_size == 4)));
         return accumulator.rounded(c_.rounding);
     };

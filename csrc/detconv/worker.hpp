@@ -27,6 +27,11 @@ struct Wanted {
     int rows, h, w, image_rows, columns;
 };
 
+// Where a tile's first column is, in the chunk; the column in elements.
+struct Position {
+    Index row, column;
+};
+
 // One thread's share of a call.
 class Worker {
 public:
@@ -45,7 +50,8 @@ public:
                 plan_};
     }
     void pack(Index group, Index sample, Index number, const Panel& panel) const;
-    void load(Index group, Index sample, Index chunk);  // the image of a chunk, if it is not the one at hand
+    // The image of a chunk, on the diagonal those of a panel's rows; if it is not the one at hand.
+    void load(Index group, Index sample, Index chunk, Index panel);
     // The outputs of a panel and the loaded chunk, written relative to `output`, their own first row and column.
     void multiply(Index number, const Panel& panel, const Contraction::Output& output);
     bool should_stop() { return control_.should_stop(thread_ == 0); }
@@ -53,18 +59,22 @@ public:
     const Chunk& chunk() const { return chunk_; }
 
 private:
-    char* copy_images(Index group, Index sample, Index batch, Index count);
+    char* copy_images(Index group, Index sample, Index batch, Index first_row, Index count);
     void gather_images(Index group, Index sample);
+    void measure_chunk();
     void measure_columns();
+    void multiply_image(int rows, const Panel& panel, const Contraction::Output& output);
+    void multiply_batches(int rows, const Panel& panel, const Contraction::Output& output);
+    void turn(const Contraction::Output& from, int rows, const Contraction::Output& output) const;
+    void compute(const Panel& panel, const Plan::Variant& variant, Position first, const Wanted& wanted);
     void fetch(const char* first, const Wanted& wanted, const Contraction::Output& out) const;
     // Makes the totals of a tile the exact sums rounded once; only the wanted outputs count.
-    void certify(const Tile& tile, const Panel& panel, const double* norms, const Wanted& wanted,
-                 parallel::Flags flags);
+    void certify(const Tile& tile, const Panel& panel, Position first, const Wanted& wanted, parallel::Flags flags);
     double recompute(const Tile& tile, int row, int h, int w) const;
     void rescue(Tile tile);
     Index total_index(int row, int h, int w) const {
-        return kernel_.side == Side::rows ? (Index(h) * kernel_.per_row + w) * kernel_.rows() + row
-                                          : Index(row) * kernel_.vectors * kernel_.lanes + h * kernel_.columns() + w;
+        return kernel_.rows_are_lanes() ? (Index(h) * kernel_.per_row + w) * kernel_.rows() + row
+                                        : Index(row) * kernel_.vectors * kernel_.lanes + h * kernel_.columns() + w;
     }
 
     const Plan& plan_;
@@ -74,12 +84,12 @@ private:
     parallel::Control& control_;
     const int thread_;
     Buffer image_buffer_, gathered_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_,
-        uncertain_buffer_, squares_buffer_, norms_buffer_;
+        uncertain_buffer_, squares_buffer_, norms_buffer_, coarse_norms_buffer_, turned_buffer_;
     double *totals_, *rescued_ = nullptr, *stack_;
     std::uint8_t* uncertain_ = nullptr;
 
     struct Load {
-        Index group = -1, sample = -1, chunk = -1;
+        Index group = -1, sample = -1, chunk = -1, panel = 0;
         bool operator==(const Load&) const = default;
     };
     Load loaded_, copied_;  // copied: the first of the neighbours in the copy
@@ -87,7 +97,9 @@ private:
     char* copy_ = nullptr;
     const char* image_ = nullptr;  // where the chunk's first column reads a tap of 0
     Index padded_ = 0;             // images of the copy that have their padding
-    double* norms_ = nullptr;      // of the chunk's columns
+    bool has_special_bias_ = false, measured_ = false;
+    double* norms_ = nullptr;         // of the chunk's columns, once they are measured
+    double* coarse_norms_ = nullptr;  // of a tile's columns: the same bound for all of the chunk
     Index norms_pitch_ = 0;
 };
 

@@ -37,7 +37,13 @@ const Layer layers[] = {
     {.input = {9, 3, 4, 4}, .weight = {17, 3, 3, 3}, .padding = all_around(1)},
     {.input = {7, 4, 7, 6}, .weight = {6, 2, 3, 3}, .stride = {2, 1}, .padding = {1, 0, 2, 1}, .groups = 2},
     {.input = {70, 2, 1, 2}, .weight = {3, 2, 1, 2}, .padding = all_around(1), .bias = false},
+    // Groups of one output channel, whose images are read side by side.
+    {.input = {2, 40, 9, 23}, .weight = {40, 1, 3, 3}, .padding = all_around(1), .groups = 40},
+    {.input = {1, 27, 13, 6}, .weight = {9, 3, 2, 3}, .padding = {1, 0, 0, 2}, .dilation = {2, 1}, .groups = 9},
 };
+
+// All that a diagonal kernel can run; the others can, too.
+bool is_diagonal(const Layer& layer) { return layer.groups >= 8 && layer.groups == layer.weight[0]; }
 
 // A summation that runs on an accumulator; several, by number.
 std::string text_for(Accumulator accumulator, Index terms, Index number) {
@@ -76,6 +82,7 @@ void check_rows() {
             for_each_instruction_set([&](const Kernels& kernels) {
                 for (const TileKernel& k : kernels.tiles) {
                     if (k.accumulator != accumulator || k.is_float32 != (sizeof(T) == 4)) continue;
+                    if (k.side == Side::diagonal && !is_diagonal(layer)) continue;
                     Kernels alone = kernels;
                     alone.tiles = {&k, 1};
                     CHECK(equal_bits(convolve(layer, arrays, summation, {alone, 1, {}}), wanted),
@@ -236,33 +243,41 @@ TEST("forward: large layers, shared between threads in every way") {
 
 // One output for each pair of a row of w and a row of x, both [outputs][terms]; by every kernel that could be chosen.
 template <class T>
-void check_sums(const std::vector<std::vector<T>>& w, const std::vector<std::vector<T>>& x, std::vector<T> bias,
+void check_sums(const std::vector<std::vector<T>>& w, const std::vector<std::vector<T>>& x, const std::vector<T>& bias,
                 const char* text) {
     const auto rows = static_cast<Index>(w.size()), columns = static_cast<Index>(x.size()),
                terms = static_cast<Index>(w[0].size());
-    const Layer layer{.input = {1, terms, 1, columns}, .weight = {rows, terms, 1, 1}, .bias = !bias.empty()};
-    Arrays<T> arrays(layer);
-    for (std::size_t k = 0; k < w[0].size(); ++k) {
-        for (std::size_t row = 0; row < w.size(); ++row) arrays.weight[row * w[0].size() + k] = w[row][k];
-        for (std::size_t column = 0; column < x.size(); ++column) arrays.input[k * x.size() + column] = x[column][k];
-    }
-    arrays.bias = std::move(bias);
     const Summation summation = summation_from(text);
     const MethodRow& method = row_of(summation.method());
-    const auto wanted = expected(layer, arrays, summation);
-    for_each_instruction_set([&](const Kernels& kernels) {
-        for (const TileKernel& k : kernels.tiles) {
-            const bool single = sizeof(T) == 4;
-            if (k.is_float32 != single || k.accumulator != (single ? method.float32 : method.float64)) continue;
-            Kernels alone = kernels;
-            alone.tiles = {&k, 1};
-            const auto found = convolve(layer, arrays, summation, {alone, 1, {}});
-            for (std::size_t i = 0; i < wanted.size(); ++i)
-                CHECK(same(found[i], wanted[i]), kernels.name << " row " << &k - kernels.tiles.data() << ", " << text
-                                                              << ", output " << i << ": " << test::text(found[i])
-                                                              << ", not " << test::text(wanted[i]));
-        }
-    });
+    // All rows read one image; or, for the diagonal kernels, each has a copy of it, and there are some rows more.
+    for (const Index groups : {Index(1), rows + 8}) {
+        const Index outputs = groups == 1 ? rows : groups;
+        const Layer layer{.input = {1, groups * terms, 1, columns},
+                          .weight = {outputs, terms, 1, 1},
+                          .groups = groups,
+                          .bias = !bias.empty()};
+        Arrays<T> arrays(layer);
+        for (std::size_t i = 0; i < arrays.weight.size(); ++i)
+            arrays.weight[i] = w[i / w[0].size() % w.size()][i % w[0].size()];
+        for (std::size_t i = 0; i < arrays.input.size(); ++i)
+            arrays.input[i] = x[i % x.size()][i / x.size() % w[0].size()];
+        for (std::size_t i = 0; i < arrays.bias.size(); ++i) arrays.bias[i] = bias[i % bias.size()];
+        const auto wanted = expected(layer, arrays, summation);
+        for_each_instruction_set([&](const Kernels& kernels) {
+            for (const TileKernel& k : kernels.tiles) {
+                const bool single = sizeof(T) == 4;
+                if (k.is_float32 != single || k.accumulator != (single ? method.float32 : method.float64)) continue;
+                if ((k.side == Side::diagonal) != (groups > 1)) continue;
+                Kernels alone = kernels;
+                alone.tiles = {&k, 1};
+                const auto found = convolve(layer, arrays, summation, {alone, 1, {}});
+                for (std::size_t i = 0; i < wanted.size(); ++i)
+                    CHECK(same(found[i], wanted[i]),
+                          kernels.name << " row " << &k - kernels.tiles.data() << ", " << text << ", output " << i
+                                       << ": " << test::text(found[i]) << ", not " << test::text(wanted[i]));
+            }
+        });
+    }
 }
 
 // Sums whose terms cancel down to a number that is nearly halfway between two of T. Factors of opposite exponents leave

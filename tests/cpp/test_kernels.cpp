@@ -22,8 +22,8 @@ std::size_t unsigned_of(Index i) { return static_cast<std::size_t>(i); }
 
 // Where the total of an output lies: [broadcast][vector][lane].
 std::size_t total_index(const TileKernel& k, int row, int h, int w) {
-    return unsigned_of(k.side == Side::rows ? (h * k.per_row + w) * k.rows() + row
-                                            : row * k.vectors * k.lanes + h * k.columns() + w);
+    return unsigned_of(k.rows_are_lanes() ? (h * k.per_row + w) * k.rows() + row
+                                          : row * k.vectors * k.lanes + h * k.columns() + w);
 }
 
 template <class T>
@@ -34,24 +34,35 @@ std::vector<T> converted(const auto& values) {
 // A tile's operands with terms of T, each in memory of exactly the size that the kernel may touch.
 template <class T>
 struct Problem {
-    Index terms;
-    std::vector<T> panel, image, bias;  // [term][row], as read through the taps, [row]
-    std::vector<Index> taps;
-    Index origin, row_step;  // of the image
+    Index terms, width, abreast;
+    std::vector<T> panel, image, bias;       // [term][row], as read by the terms, [row]
+    std::vector<Index> taps, panel_offsets;  // no offsets: the terms in turn
+    Index origin, row_step;                  // of the image
 
     Problem(const TileKernel& k, Index number_of_terms, Random& random, std::string_view kind)
-        : terms(number_of_terms), row_step(k.columns() + random.between(0, 5)) {
+        : terms(number_of_terms),
+          width(k.rows()),
+          abreast(k.abreast()),
+          row_step((k.columns() + random.between(0, 5)) * abreast) {
         const Index lowest = -random.between(0, 40), highest = random.between(0, 60);
         for (Index r = 0; r < terms; ++r) taps.push_back(random.between(lowest, highest));
+        if (random.chance(50))
+            for (Index r = 0; r < terms; ++r) panel_offsets.push_back(random.between(0, terms - 1) * k.rows());
         origin = -*std::ranges::min_element(taps);
-        const Index last = *std::ranges::max_element(taps) + (k.image_rows() - 1) * row_step + k.columns() - 1;
+        const Index last =
+            *std::ranges::max_element(taps) + (k.image_rows() - 1) * row_step + k.columns() * abreast - 1;
         panel = made<T>(terms * k.rows(), random.next(), kind);
         image = made<T>(origin + last + 1, random.next(), kind);
         bias = made<T>(k.rows(), random.next(), kind);
     }
 
-    T w(Index r, int row, const TileKernel& k) const { return panel[unsigned_of(r * k.rows() + row)]; }
-    T x(Index r, int h, int w) const { return image[unsigned_of(origin + taps[unsigned_of(r)] + h * row_step + w)]; }
+    T w(Index r, int row) const {
+        return panel[unsigned_of((panel_offsets.empty() ? r * width : panel_offsets[unsigned_of(r)]) + row)];
+    }
+    T x(Index r, int row, int h, int w) const {
+        const Index own = abreast == 1 ? 0 : row;
+        return image[unsigned_of(origin + taps[unsigned_of(r)] + h * row_step + w * abreast + own)];
+    }
 };
 
 // The totals of the kernel, as doubles: the first part of every output, then the second part of those that have one.
@@ -64,7 +75,8 @@ std::vector<double> totals_of(const TileKernel& k, void (*run)(const Tile&), con
         const int parts = k.accumulator == Accumulator::plain || k.accumulator == Accumulator::wide ? 1 : 2;
         std::vector<Element> stack(unsigned_of(program.depth * k.outputs() * parts));
         std::vector<Element> totals(unsigned_of(k.outputs() * (k.accumulator == Accumulator::twofold ? 2 : 1)));
-        run({panel.data(), k.rows(), image.data() + p.origin, p.taps.data(), p.row_step, program.code.data(),
+        run({panel.data(), p.panel_offsets.empty() ? nullptr : p.panel_offsets.data(), k.rows(),
+             image.data() + p.origin, p.taps.data(), p.row_step, program.code.data(),
              static_cast<Index>(program.code.size()), bias.data(), stack.data(), totals.data()});
         return converted<double>(totals);
     };
@@ -81,7 +93,7 @@ void check_run(const TileKernel& k, Accumulator accumulator, void (*run)(const T
         for (int h = 0; h < k.image_rows(); ++h)
             for (int column = 0; column < k.columns(); ++column) {
                 std::vector<T> w, x;
-                for (Index r = 0; r < terms; ++r) w.push_back(p.w(r, row, k)), x.push_back(p.x(r, h, column));
+                for (Index r = 0; r < terms; ++r) w.push_back(p.w(r, row)), x.push_back(p.x(r, row, h, column));
                 const Total total = evaluate(program, accumulator, w, x, p.bias[unsigned_of(row)]);
                 const std::size_t at = total_index(k, row, h, column);
                 wrong += !same(totals[at], total.s);
@@ -203,7 +215,7 @@ void check_fma(const TileKernel& k, bool narrow, Random& random, const std::stri
         for (T& x : p.image) x = factor<T>(random);
         for (int row = 0; row < k.rows(); ++row) {
             p.panel[unsigned_of(row)] = factor<T>(random);
-            const T x = p.x(0, static_cast<int>(random.between(0, k.image_rows() - 1)),
+            const T x = p.x(0, row, static_cast<int>(random.between(0, k.image_rows() - 1)),
                             static_cast<int>(random.between(0, k.columns() - 1)));
             p.bias[unsigned_of(row)] = addend(p.panel[unsigned_of(row)], x, random);
         }
@@ -211,7 +223,7 @@ void check_fma(const TileKernel& k, bool narrow, Random& random, const std::stri
         for (int row = 0; row < k.rows(); ++row)
             for (int h = 0; h < k.image_rows(); ++h)
                 for (int column = 0; column < k.columns(); ++column) {
-                    const A exact = exact_fma<A>(p.w(0, row, k), p.x(0, h, column), p.bias[unsigned_of(row)]);
+                    const A exact = exact_fma<A>(p.w(0, row), p.x(0, row, h, column), p.bias[unsigned_of(row)]);
                     wrong += !same(static_cast<A>(totals[total_index(k, row, h, column)]), exact);
                 }
     }
@@ -323,8 +335,9 @@ void check_certify(const TileKernel& k, Random& random, const std::string& name)
     };
     for (int row = 0; row < k.rows(); ++row)
         row_bound.push_back(any_bound()), bias_bound.push_back(random.chance(50) ? 0 : any_bound());
-    const Index pitch = k.columns() + random.between(0, 3);
-    for (Index i = 0; i < (k.image_rows() - 1) * pitch + k.columns(); ++i)
+    // One bound for each column, or for each of its rows; or the same of every image row.
+    const Index abreast = k.abreast(), pitch = random.chance(20) ? 0 : (k.columns() + random.between(0, 3)) * abreast;
+    for (Index i = 0; i < (k.image_rows() - 1) * pitch + k.columns() * abreast; ++i)
         norm.push_back(1 + uniform<double>(random.next()) / 2);
 
     const auto given = totals;
@@ -338,8 +351,9 @@ void check_certify(const TileKernel& k, Random& random, const std::string& name)
             for (int w = 0; w < k.columns(); ++w) {
                 const std::size_t at = total_index(k, row, h, w);
                 const double s = given[at], c = twofold ? given[at + outputs] : 0;
-                const double exact_bound =
-                    row_bound[unsigned_of(row)] * norm[unsigned_of(h * pitch + w)] + bias_bound[unsigned_of(row)];
+                const double exact_bound = row_bound[unsigned_of(row)] *
+                                               norm[unsigned_of(h * pitch + w * abreast + (abreast == 1 ? 0 : row))] +
+                                           bias_bound[unsigned_of(row)];
                 const double bound = exact_bound * (1 - 0x1p-50),
                              room = bound * 0x1p-30 + std::abs(twofold ? c : s) * 0x1p-49;
                 certain += uncertain[at] == 0;
@@ -443,6 +457,56 @@ void check_copy(void (*copy)(const PlaneSource&, Element*), Random& random, cons
                       << from.stride);
 }
 
+template <class T, class Element>
+void check_copy_abreast(void (*copy)(const AbreastSource&, Element*), Random& random, const char* name) {
+    PlaneSource from{};
+    from.rows = random.between(0, 6), from.first_row = random.between(0, from.rows);
+    from.last_row = random.between(from.first_row, from.rows);
+    from.width = random.between(0, 40), from.first = random.between(0, std::min<Index>(from.width, 3));
+    from.last = random.between(from.first, from.width);
+    from.pitch = from.width + random.between(0, 3);
+    const Index rows = from.last_row - from.first_row, count = from.last - from.first;
+    const Index width = random.chance(50) ? 16 * random.between(1, 2) : random.between(1, 40);
+    const bool channels_last = random.chance(50);
+    from.planes = random.between(1, channels_last ? 3 * width : width);
+    const Index gap = random.between(0, 2), reach = std::max<Index>(count - 1, 0);
+    const bool backwards = random.chance(20);
+    from.stride = channels_last ? from.planes + gap : random.between(1, 3);
+    from.row_stride = reach * from.stride + 1 + gap + (channels_last ? from.planes : 0);
+    from.plane_stride = channels_last ? 1 : std::max<Index>(rows, 1) * from.row_stride + gap;
+    const Index size = std::max<Index>(rows - 1, 0) * from.row_stride + reach * from.stride +
+                       (from.planes - 1) * from.plane_stride + 1;
+    const auto source = made<T>(size, random.next(), "wide");
+    const T* first = source.data();
+    if (backwards) first += reach * from.stride, from.stride = -from.stride;
+    from.data = first;
+    from.plane_pitch = from.rows * from.pitch * width + random.between(0, 3);
+    const Index blocks = (from.planes + width - 1) / width;
+    std::vector<Element> target(unsigned_of(blocks * from.plane_pitch), Element(7));
+    copy({from, width}, target.data());
+    bool equal = true;
+    for (Index m = 0; m < blocks * width; ++m)
+        for (Index h = 0; h < from.rows; ++h)
+            for (Index w = 0; w < from.pitch; ++w) {
+                const bool inside = h >= from.first_row && h < from.last_row && w >= from.first && w < from.last;
+                const Index at =
+                    m * from.plane_stride + (h - from.first_row) * from.row_stride + (w - from.first) * from.stride;
+                const Element wanted = w >= from.width             ? Element(7)
+                                       : inside && m < from.planes ? static_cast<Element>(first[at])
+                                                                   : Element(0);
+                const Index to = m / width * from.plane_pitch + (h * from.pitch + w) * width + m % width;
+                equal &= same(target[unsigned_of(to)], wanted);
+            }
+    CHECK(equal, name << ' ' << from.planes << " planes of " << rows << " x " << count << ", " << width << " abreast");
+}
+
+void check_largest(double (*largest)(const double*, Index), Random& random, const char* name) {
+    auto values = made<double>(random.between(0, 100), random.next(), "wide");
+    double wanted = 0;
+    for (const double v : values) wanted = std::max(wanted, std::abs(v));
+    CHECK(largest(values.data(), static_cast<Index>(values.size())) == wanted, name << ' ' << values.size());
+}
+
 // target[i] += magnitude(source[i]), one addition each.
 void check_add(void (*add)(const double*, Index, double*), double (*magnitude)(double), Random& random,
                const char* name) {
@@ -525,6 +589,10 @@ TEST("kernels: packing, copying and adding") {
             check_copy<float>(k.copy_float, random, k.name);
             check_copy<float>(k.copy_float_wide, random, k.name);
             check_copy<double>(k.copy_double, random, k.name);
+            check_copy_abreast<float>(k.copy_abreast_float, random, k.name);
+            check_copy_abreast<float>(k.copy_abreast_float_wide, random, k.name);
+            check_copy_abreast<double>(k.copy_abreast_double, random, k.name);
+            check_largest(k.largest_magnitude_double, random, k.name);
             constexpr auto square = [](double x) { return x * x; };
             constexpr auto magnitude = [](double x) { return std::abs(x); };
             check_add(k.add_squares_double, square, random, k.name);
