@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.results import Result, by_layer
-from bench.routes import METHODS, REPLAY
+from bench.routes import CHANNELS_LAST, METHODS, REPLAY
 from bench.targets import MAIN_SUITE
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ STYLES = {
     "fp64": ("#E69F00", "^", "-"),
     "exact": ("#D55E00", "D", "-"),
     REPLAY: ("#222222", "X", "-"),
+    CHANNELS_LAST: ("#009E73", "o", ":"),
     "torch oneDNN": ("#666666", "1", "--"),
     "torch native": ("#666666", "2", ":"),
     "torch channels_last": ("#666666", "3", "-."),

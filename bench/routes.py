@@ -47,15 +47,24 @@ class Kind(NamedTuple):
 # ---- torch ----
 
 
-def torch_route(problem: Problem, configuration: str) -> Route:
+def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
         raise Unavailable(f"torch: {error}") from None
+    return torch
+
+
+def channels_last(problem: Problem) -> tuple[Any, Any, Any]:
+    form = import_torch().channels_last
     x, w, g = problem.tensors
-    if configuration == "channels_last":
-        x, w, g = (t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in (x, w, g))
-    if configuration == "oneDNN" and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    return x.contiguous(memory_format=form), w.contiguous(memory_format=form), g.contiguous(memory_format=form)
+
+
+def torch_route(problem: Problem, configuration: str) -> Route:
+    torch = import_torch()
+    x, w, g = channels_last(problem) if configuration == "channels_last" else problem.tensors
+    if configuration == "oneDNN" and not torch.backends.mkldnn.is_available():
         raise Unavailable("this torch has no oneDNN")
 
     @contextmanager
@@ -87,13 +96,16 @@ def torch_route(problem: Problem, configuration: str) -> Route:
 # ---- detconv ----
 
 
-def detconv_route(problem: Problem, summation: str) -> Route:
-    values = problem.tensors if problem.dtype in HALF_TYPES else problem.arrays
+def detconv_route(problem: Problem, summation: str, layout: str = "contiguous") -> Route:
+    tensors = problem.dtype in HALF_TYPES or layout == "channels_last"
+    values = channels_last(problem) if layout == "channels_last" else problem.tensors if tensors else problem.arrays
     call = partial(problem.sums, summation, values)
 
     def output() -> Array:
         result = call()
-        return result.float().numpy() if problem.dtype in HALF_TYPES else result  # type: ignore[no-any-return]
+        if problem.dtype in HALF_TYPES:
+            result = result.float()
+        return result.contiguous().numpy() if tensors else result  # type: ignore[no-any-return]
 
     return Route(call, output, summation=summation)
 
@@ -166,7 +178,7 @@ def onnxruntime_route(problem: Problem) -> Route:
 
 TORCH = ("torch oneDNN", "torch native", "torch channels_last")
 METHODS: Mapping[str, str] = {method: method for method in _core.methods()} | {"rounded": "naive products=rounded"}
-REPLAY = "replay"
+REPLAY, CHANNELS_LAST = "replay", "naive channels_last"
 
 ROUTES: Mapping[str, Kind] = {
     "torch oneDNN": Kind(partial(torch_route, configuration="oneDNN"), "torch as it comes"),
@@ -176,6 +188,11 @@ ROUTES: Mapping[str, Kind] = {
         name: Kind(partial(detconv_route, summation=text), f'detconv, summation="{text}"')
         for name, text in METHODS.items()
     },
+    CHANNELS_LAST: Kind(
+        partial(detconv_route, summation="naive", layout="channels_last"),
+        'detconv, summation="naive", NHWC tensors',
+        usual=False,
+    ),
     REPLAY: Kind(replay, "detconv in the order of torch's oneDNN"),
     "ONNX Runtime": Kind(onnxruntime_route, "its CPU provider", capped=False),
     **{
@@ -186,4 +203,4 @@ ROUTES: Mapping[str, Kind] = {
 
 
 def is_detconv(name: str) -> bool:
-    return name in METHODS or name == REPLAY
+    return name in METHODS or name in (REPLAY, CHANNELS_LAST)

@@ -20,7 +20,7 @@ import detconv
 from bench import device, machine, peak, step, tiny
 from bench.problem import Array, Problem, judged
 from bench.results import Process, Row
-from bench.routes import METHODS, REPLAY, ROUTES, TORCH, Route, Unavailable, is_detconv
+from bench.routes import CHANNELS_LAST, METHODS, REPLAY, ROUTES, TORCH, Route, Unavailable, is_detconv
 from bench.suites import SUITES
 from bench.timing import Seconds, interleaved
 from detconv.testing import instruction_set
@@ -72,10 +72,14 @@ def rows_of(job: Job, task: Task, peaks: Peaks) -> list[Row]:
     return rows + device.rows(beside, problem, base, {name: routes[name].output() for name in ours})
 
 
+# Routes whose outputs are those of another, if both are measured.
+EQUALS = {REPLAY: TORCH[0], CHANNELS_LAST: "naive"}
+
+
 def _checked(problem: Problem, job: Job, base: Row) -> tuple[list[Row], dict[str, Route]]:
     """A row for each route with everything but its time, and the routes that there are."""
     rows, routes = [], {}
-    theirs: Array | None = None
+    outputs: dict[str, Array] = {}
     for name in job.routes:
         row = replace(base, route=name, equal_bits={}, flags={})
         rows.append(row)
@@ -86,15 +90,16 @@ def _checked(problem: Problem, job: Job, base: Row) -> tuple[list[Row], dict[str
             row.skipped = str(error)
             continue
         routes[name] = route
-        theirs = output if name == TORCH[0] else theirs
+        if name in EQUALS.values():
+            outputs[name] = output
         row.summation = route.summation
         row.sha256 = sha256(output)
         row.max_ulp, row.mean_ulp, row.median_ulp, row.judged, row.verdict = judged(problem, output)
-        row.check, row.failed = _check(row, route, output, theirs)
+        row.check, row.failed = _check(row, route, output, outputs)
     return rows, routes
 
 
-def _check(row: Row, route: Route, output: Array, theirs: Array | None) -> tuple[str, bool]:
+def _check(row: Row, route: Route, output: Array, outputs: dict[str, Array]) -> tuple[str, bool]:
     """What is asserted of an output before it is timed, and whether it fails."""
     if not is_detconv(row.route):
         return f"verdict: {row.verdict}", False
@@ -110,8 +115,10 @@ def _check(row: Row, route: Route, output: Array, theirs: Array | None) -> tuple
         with instruction_set(other):
             failed = sha256(route.output()) != row.sha256
         said = f"bits on {here} and {other}: {'DIFFER' if failed else 'equal'}"
-    if row.route == REPLAY and theirs is not None:
-        said, failed = f"{said}; as torch's", failed or not np.array_equal(output, theirs)
+    other_route = EQUALS.get(row.route, "")
+    if other_route in outputs:
+        equal = np.array_equal(output, outputs[other_route])
+        said, failed = f"{said}; {'as' if equal else 'NOT as'} {other_route}", failed or not equal
     return said, failed
 
 

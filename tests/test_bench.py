@@ -259,11 +259,19 @@ def test_bits_that_depend_on_the_instruction_set_fail(monkeypatch: pytest.Monkey
         return np.full((1, 1), worker.usable().index(str(detconv.build_info()["instruction_set"])), np.float32)
 
     row = replace(a_row("naive"), sha256=worker.sha256(output()))
-    assert worker._check(row, Route(output, output), output(), None)[1] is True
+    assert worker._check(row, Route(output, output), output(), {})[1] is True
     constant = np.zeros((1, 1), np.float32)
     row = replace(row, sha256=worker.sha256(constant))
-    said, failed = worker._check(row, Route(output, lambda: constant), constant, None)
+    said, failed = worker._check(row, Route(output, lambda: constant), constant, {})
     assert (failed, "equal" in said) == (False, True)
+
+
+def test_a_route_that_must_equal_another_fails_where_it_does_not() -> None:
+    constant = np.zeros((1, 1), np.float32)
+    for name, other in worker.EQUALS.items():
+        row = a_row(name, sha256=worker.sha256(constant))
+        for there, failed in [(constant, False), (constant + 1, True)]:
+            assert worker._check(row, Route(lambda: constant, lambda: constant), constant, {other: there})[1] is failed
 
 
 def test_bits_that_depend_on_the_process_fail() -> None:
