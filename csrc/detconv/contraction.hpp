@@ -78,8 +78,10 @@ template <class Arithmetic, class S>
     auto run = [&](const Instruction& span, auto&& step) __attribute__((always_inline)) {
         const auto *panel = static_cast<const Element*>(tile.panel), *image = static_cast<const Element*>(tile.image);
         if (panel_offsets != nullptr) {
-            for (std::int64_t r = span.begin; r < span.end; ++r)
+            for (std::int64_t r = span.begin; r < span.end; ++r) {
+                __builtin_prefetch(image + taps[r + Tile::ahead]);
                 add_term(panel + panel_offsets[r], image + taps[r], step);
+            }
             return;
         }
         panel += span.begin * tile.panel_stride;

@@ -399,19 +399,20 @@ void copy(const PlaneSource& from, Element* target) {
     const auto* const data = static_cast<const Term*>(from.data);
     const Index height = from.last_row - from.first_row, count = from.last - from.first;
     Element* const middle = target + from.first_row * from.pitch + from.first;
-    // count x lines elements of one row or plane: a line's are `stride` apart, lines side by side; the copy has them
-    // the other way.
-    auto transposed = [&](const Term* source, Index lines, Element* to, Index line_pitch)
+    // count x lines elements of one row or plane: a line's are `stride` apart, lines side by side or at every other
+    // element; the copy has them the other way.
+    auto transposed = [&](const Term* source, Index lines, Index line_stride, Element* to, Index line_pitch)
                           __attribute__((always_inline)) {
                               for (Index i = 0; i < count; i += L)
                                   for (Index line = 0; line < lines; line += L) {
                                       const Index here = lines - line < L ? lines - line : L;
                                       U square[L];
                                       for (int j = 0; j < L; ++j) {
-                                          const Term* const at = source + (i + j) * from.stride + line;
-                                          square[j] = i + j >= count ? U::zero()
-                                                      : here == L    ? U::load(at)
-                                                                     : U::load_first(at, static_cast<int>(here));
+                                          const Term* const at = source + (i + j) * from.stride + line * line_stride;
+                                          square[j] = i + j >= count     ? U::zero()
+                                                      : line_stride == 2 ? load_every_other<U>(at, lines - line)
+                                                      : here == L        ? U::load(at)
+                                                                         : U::load_first(at, static_cast<int>(here));
                                       }
                                       transpose(square);
                                       for (Index j = 0; j < here; ++j)
@@ -419,14 +420,14 @@ void copy(const PlaneSource& from, Element* target) {
                                   }
                           };
     const bool by_planes = from.stride != 1 && from.plane_stride == 1 && from.planes > 1,
-               by_rows = from.stride != 1 && from.row_stride == 1 && !by_planes;
+               by_rows = from.stride != 1 && (from.row_stride == 1 || from.row_stride == 2) && !by_planes;
     for (Index row = 0; by_planes && row < height; ++row)
-        transposed(data + row * from.row_stride, from.planes, middle + row * from.pitch, from.plane_pitch);
+        transposed(data + row * from.row_stride, from.planes, 1, middle + row * from.pitch, from.plane_pitch);
     for (Index plane = 0; plane < from.planes; ++plane) {
         const Term* const start = data + plane * from.plane_stride;
         Element* const middle_of = middle + plane * from.plane_pitch;
         fill_padding(from, target + plane * from.plane_pitch);
-        if (by_rows) transposed(start, height, middle_of, from.pitch);
+        if (by_rows) transposed(start, height, from.row_stride, middle_of, from.pitch);
         if (by_rows || by_planes) continue;
         for (Index row = 0; row < height; ++row) {
             const Term* const source = start + row * from.row_stride;

@@ -71,8 +71,7 @@ bool Plan::could_stay_in_place(const TileKernel& k, bool wrapping) const {
 
 // Bytes of a chunk's copy.
 Index Plan::copy_bytes(const TileKernel& k, Index h, Index w) const {
-    return std::min(rows.length(h), rows.taps() * h) * c.planes * std::min(columns.length(w), columns.taps() * w) *
-           k.abreast() * element_size;
+    return rows.copied(h) * c.planes * columns.copied(w) * k.abreast() * element_size;
 }
 
 // How many batches to take together: as many as leave the fewest columns of tiles empty.
@@ -146,6 +145,9 @@ double Plan::cost(const TileKernel& k, const Walk& walk, Index fused, Index roun
     if (walk.gathered > 0) cycles += static_cast<double>(terms * c.columns.h * divide_up(c.columns.w, 16)) * 4;
     // Lines of many images, from beyond the second-level cache, and the outputs turned afterwards.
     if (walk.abreast > 0) {
+        // A larger panel and the images are more than that cache holds (512 channels of 4x4, two threads: 48 rows 9.6
+        // ms, 32 rows 8.7).
+        if (terms * k.rows() * element_size > together_bytes * 3 / 4) cycles *= 1.15;
         const Index lines = c.planes * c.image_size.h * pieces(c.image_size.w, 16),
                     turned = c.samples == 1 ? c.rows * pieces(image, 16) : 0;
         cycles += static_cast<double>(lines + turned) * 50;
@@ -240,8 +242,8 @@ void Plan::choose_chunks(int threads) {
 void Plan::lay_out() {
     copy_h = round_up(chunk_h, kernel->image_rows());
     copy_w = wraps || columns_are_batches ? chunk_w : round_up(chunk_w, kernel->columns());
-    if (rows.length(copy_h) > rows.taps() * copy_h) rows = rows.apart(c.row_taps);
-    if (columns.length(copy_w) > columns.taps() * copy_w) columns = columns.apart(c.column_taps);
+    if (rows.is_sparse(copy_h)) rows = rows.apart(c.row_taps);
+    if (columns.is_sparse(copy_w)) columns = columns.apart(c.column_taps);
     pitch = columns.length(copy_w);
     plane_size = rows.length(copy_h) * pitch;
     // Planes that are a multiple of 1 KiB apart share a quarter of the first-level cache or less.
@@ -269,12 +271,21 @@ void Plan::lay_out() {
         if (!sequence.empty()) position[term] = static_cast<Index>(r);
     }
     panel_terms = PanelTerms(c, position);
-    if (!gathers) return;
-    // Room for a tile that sticks out, and for a vector that is stored whole.
-    gathered_pitch = round_up(chunk_batches * chunk_h * chunk_w, kernel->columns()) + 64 / element_size;
-    sources = taps;
-    for (std::size_t r = 0; r < taps.size(); ++r) taps[r] = static_cast<Index>(r) * gathered_pitch;
-    row_step = chunk_w;
+    if (gathers) {
+        // Room for a tile that sticks out, and for a vector that is stored whole.
+        gathered_pitch = round_up(chunk_batches * chunk_h * chunk_w, kernel->columns()) + 64 / element_size;
+        sources = taps;
+        for (std::size_t r = 0; r < taps.size(); ++r) taps[r] = static_cast<Index>(r) * gathered_pitch;
+        row_step = chunk_w;
+    }
+    // The image of terms to come is asked for (Tile::ahead) where it is scattered: in small windows of many planes. Two
+    // loads more for each term: 64-byte vectors leave room for them (layers take 1 to 6% less time), 32-byte ones do
+    // not (1 to 5% more) but where all is scattered.
+    const Index window = rows.taps() * columns.taps();
+    constexpr Index small = 32;
+    const bool scattered =
+        c.planes > 1 && window <= small && kernel->side != Side::diagonal && kernel->lanes * element_size == 64;
+    if (columns_are_batches || scattered) variants[0] = without(std::vector<bool>(static_cast<std::size_t>(window)));
 }
 
 PanelTerms::PanelTerms(const Contraction& c, const std::vector<Index>& given) : position(given) {
@@ -386,6 +397,7 @@ Plan::Variant Plan::without(const std::vector<bool>& skip) const {
         }
         rest.code.push_back(i);
     }
+    rest.taps.resize(rest.taps.size() + Tile::ahead);
     return rest;
 }
 
@@ -418,7 +430,10 @@ void Plan::share_work(int threads) {
     auto feed = [&](Index& parts, Index most) {
         const Index have = panel_parts * chunk_parts * group_parts;
         if (have >= 2 * threads || have % threads == 0) return;
-        parts = std::min(most, round_up(parts * divide_up(2 * threads, have), threads));
+        // Joined samples: each part copies all images, or packs all panels, for itself (1x1, stride 2, 64 to 128
+        // channels, two threads: two parts 1.4 ms, four 1.8).
+        const Index enough = joins ? threads : 2 * threads;
+        parts = std::min(most, round_up(parts * divide_up(enough, have), threads));
     };
     feed(panel_parts, panels);
     feed(chunk_parts, chunks());

@@ -33,7 +33,12 @@ struct Axis {
     std::vector<Index> origin;         // of each run, in tap coordinates
     std::vector<Index> run, position;  // of each tap, for the chunk's first column
 
-    Axis(const std::vector<Index>& taps, Index given_step, Index columns) : step(columns > 1 ? given_step : 1) {
+    Axis(const std::vector<Index>& taps, Index given_step, Index columns) : step(given_step) {
+        if (columns == 1) {
+            step = 0;
+            for (const Index tap : taps) step = std::gcd(step, tap - taps.front());
+            step = std::max<Index>(step, 1);
+        }
         for (const Index tap : taps) {
             std::size_t r = 0;
             while (r < origin.size() && (tap - origin[r]) % step != 0) ++r;
@@ -61,6 +66,9 @@ struct Axis {
     Index taps() const { return static_cast<Index>(run.size()); }
     Index run_length(Index columns) const { return columns + extra; }
     Index length(Index columns) const { return runs() * run_length(columns); }
+    // Whether the taps, one run each, are less than half of it.
+    bool is_sparse(Index columns) const { return 2 * taps() * columns < length(columns); }
+    Index copied(Index columns) const { return is_sparse(columns) ? taps() * columns : length(columns); }
     // Where tap i of the first column is, in a copy for so many columns.
     Index at(Index i, Index columns) const {
         const auto tap = static_cast<std::size_t>(i);

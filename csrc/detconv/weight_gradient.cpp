@@ -78,21 +78,25 @@ void weight_gradient(const Convolution& g, const View<const T>& input, const Vie
     c.output = {.data = gradient.data, .batch = wc, .group = c.rows * wo, .row = wo, .h = wh, .w = ww};
     const bool padded = g.padding.top > 0 || g.padding.bottom > 0 || g.padding.left > 0 || g.padding.right > 0;
     if (g.kernel_height == 1 && g.kernel_width == 1 && !padded && summation.samples() == Samples::tree) {
-        // One tap: the input channels are the columns, or a tile would have only one. Planes are rows of pixels.
+        // One tap: the input channels are the columns, or a tile would have only one. Rows of pixels are planes, or
+        // follow each other in one plane: where pixels do in memory, or where a row's are too few to fill a square that
+        // is transposed (the rows between them are copied too then; samples are joined in registers: 4x4 pixels, stride
+        // 2, 256 to 512 channels 3.6 ms to 1.7).
+        constexpr Index few = 16;
+        const Index pitch = xw == 0 ? 0 : xh / xw;
+        const bool follow = pitch == g.width && xh == pitch * xw && yh == g.out_width * yw &&
+                            ((pitch == g.out_width && g.stride.h == 1) || g.out_width < few);
         c.batches = 1;
         c.columns = {1, channels};
-        c.planes = g.out_height;
-        c.row_taps = std::exchange(c.column_taps, {0});
         c.step = {1, 1};
-        c.image_size = {g.width, channels};
+        c.column_taps = {0};
+        c.row_taps.clear();
+        for (Index h = 0; h < (follow ? g.out_height : 1); ++h)
+            for (Index w = 0; w < g.out_width; ++w) c.row_taps.push_back(h * g.stride.h * pitch + w * g.stride.w);
+        c.planes = follow ? 1 : g.out_height;
+        c.image_size = {c.row_taps.back() + 1, channels};
         c.image.batch = 0, c.image.plane = g.stride.h * xh, c.image.h = xw, c.image.w = xc;
         c.panel.plane = yh, c.panel.h = yw, c.panel.w = 0;
-        if (g.stride.h == 1 && g.stride.w == 1 && xh == g.width * xw &&
-            yh == g.out_width * yw) {  // rows that follow each other are one
-            for (Index p = g.width; p < g.height * g.width; ++p) c.row_taps.push_back(p);
-            c.planes = 1;
-            c.image_size.h = g.height * g.width;
-        }
         c.output.batch = 0, c.output.h = 0, c.output.w = wc;
     }
     run_over_pixels<T>(c, g.samples, summation, execution, rounding);

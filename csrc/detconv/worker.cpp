@@ -485,10 +485,11 @@ double Worker::recompute(const Tile& tile, int row, int h, int w) const {
     const char* const image = offset(tile.image, h * tile.row_step + column, plan_.element_size);
     auto sum = [&]<class T>(exact::Superaccumulator<T> accumulator) -> double {
         const std::vector<Index>& taps = plan_.variants[0].taps;
-        for (std::size_t r = 0; r < taps.size(); ++r) {
-            const Index at = static_cast<Index>(r) * tile.panel_stride + row;
-            accumulator.add_product(static_cast<T>(read(tile.panel, at, plan_.element_size == 4)),
-                                    static_cast<T>(read(image, taps[r], plan_.element_size == 4)));
+        for (Index r = 0; r < plan_.terms; ++r) {
+            const Index at = r * tile.panel_stride + row;
+            accumulator.add_product(
+                static_cast<T>(read(tile.panel, at, plan_.element_size == 4)),
+                static_cast<T>(read(image, taps[static_cast<std::size_t>(r)], plan_.element_size == 4)));
         }
         accumulator.add(static_cast<T>(read(tile.bias, row, plan_.element_size == 4)));
         return accumulator.rounded(c_.rounding);

@@ -54,6 +54,7 @@ struct Problem {
         panel = made<T>(terms * k.rows(), random.next(), kind);
         image = made<T>(origin + last + 1, random.next(), kind);
         bias = made<T>(k.rows(), random.next(), kind);
+        taps.resize(taps.size() + Tile::ahead);
     }
 
     T w(Index r, int row) const {
