@@ -34,7 +34,7 @@ struct Axis {
     std::vector<Index> run, position;  // of each tap, for the chunk's first column
 
     Axis(const std::vector<Index>& taps, Index given_step, Index columns) : step(given_step) {
-        if (columns == 1) {
+        if (columns == 1) {  // any step will do: the longest, so that nothing between the taps is copied
             step = 0;
             for (const Index tap : taps) step = std::gcd(step, tap - taps.front());
             step = std::max<Index>(step, 1);
