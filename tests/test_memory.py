@@ -54,13 +54,21 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, object]]] = 
     "20,000 terms": ((1, 20000, 1, 1), (256, 20000, 1, 1), {}),
     "a million terms": ((1, 4096, 16, 16), (2, 4096, 16, 16), {}),
 }
+# Of these, the gradient by the weight: the outputs of every level of the tree of samples take memory.
+JOINED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, object]]] = {
+    "3x3": ((16, 128, 28, 28), (128, 128, 3, 3), {"padding": 1}),
+    "1x1, an odd number of samples": ((33, 256, 7, 7), (512, 256, 1, 1), {}),
+    "many samples": ((255, 16, 14, 14), (32, 16, 3, 3), {"padding": 1}),
+    "many panels": ((5, 16, 30, 30), (1024, 16, 3, 3), {}),
+    "depthwise": ((17, 576, 14, 14), (576, 1, 3, 3), {"groups": 576, "padding": 1}),
+}
 MEASURED = ("naive", "naive order=kh,kw,c", "kahan", "fp64", "exact")
 
 MEASURE = """
     import ctypes, json
     import numpy as np
     import detconv
-    from test_memory import MEASURED, SHAPES
+    from test_memory import JOINED, MEASURED, SHAPES
 
     def status(name):
         with open("/proc/self/status") as lines:
@@ -90,6 +98,17 @@ MEASURE = """
                     for summation in MEASURED:
                         call = lambda: detconv.conv2d(y, w, summation=summation, **options)
                         yield f"{name}, {summation}, {y.strides}", threads, w[0].size, extra(call)
+            for name, (input, weight, options) in JOINED.items():
+                x, w = np.ones(input, np.DTYPE), np.ones(weight, np.DTYPE)
+                y = detconv.conv2d(x, w, **options)
+                for channels_last in (False, True):
+                    if channels_last:
+                        x, y = (np.moveaxis(np.moveaxis(a, 1, 3).copy(), 3, 1) for a in (x, y))
+                    for summation in MEASURED:
+                        if "order" in summation:
+                            continue
+                        call = lambda: detconv.conv2d_weight(x, weight, y, summation=summation, **options)
+                        yield f"gradient, {name}, {summation}, {y.strides}", threads, y[0, 0].size, extra(call)
 
     print(json.dumps(list(measured())))
 """
@@ -103,7 +122,8 @@ def test_extra_memory(dtype: type) -> None:
 
     A thread keeps 2 MiB of packed weights, or one panel (at most 32 outputs, of 8 bytes a term) where that is more;
     0.5 MiB of copied input, or the window of one tile (at most 256 columns, of 4 bytes a term, or 64 of 8); and for
-    `exact` the norms of the columns of that input, at most 2 MiB. The 32 bytes are the sequence of the terms.
+    `exact` the norms of the columns of that input, at most 2 MiB. The 32 bytes are the sequence of the terms. Where
+    samples are joined, packed panels and the totals of all levels of the tree take 2.5 MiB together.
     """
     found = json.loads(
         python(
@@ -117,7 +137,7 @@ def test_extra_memory(dtype: type) -> None:
     (_, _, _, nothing), (_, _, _, temporary), *calls = found
     assert nothing < MiB / 4
     assert abs(temporary - 64 * MiB) < MiB / 4
-    assert len(calls) == 2 * len(MEASURED) * (len(SHAPES) + 2)
+    assert len(calls) == 2 * len(MEASURED) * (len(SHAPES) + 2) + 2 * (len(MEASURED) - 1) * 2 * len(JOINED)
     for name, threads, terms, extra in calls:
         beyond = max(0, terms - 4096)
         most = threads * (4 * MiB + 1024 * beyond) + 32 * beyond

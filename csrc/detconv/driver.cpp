@@ -4,7 +4,6 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -192,11 +191,11 @@ private:
 class SampleJoin {
 public:
     SampleJoin(const Plan& plan, const Kernels& kernels) : plan_(plan), kernels_(kernels) {
-        const int levels = std::bit_width(static_cast<std::uint64_t>(plan.c.samples)) + 1;
         outputs_ = plan.unit_groups * plan.unit_chunks * plan.unit_panels * plan.kept_outputs();
-        totals_ = memory_.at_least<char>(levels * outputs_ * plan.term_size);
+        const Index bytes = plan.c.levels() * outputs_ * plan.term_size;
+        totals_ = memory_.at_least<char>(bytes);
         // Tiles at the borders leave gaps, which are joined like the rest.
-        std::memset(totals_, 0, static_cast<std::size_t>(levels * outputs_ * plan.term_size));
+        std::memset(totals_, 0, static_cast<std::size_t>(bytes));
     }
 
     // Where the next sample's outputs of a panel and a chunk go.
@@ -219,24 +218,11 @@ public:
         for (Index group = unit.first_group; group < unit.last_group; ++group)
             for (Index chunk = unit.first_chunk; chunk < unit.last_chunk; ++chunk)
                 for (Index number = unit.first_panel; number < unit.last_panel; ++number)
-                    finish(plan_.chunk(chunk), number * plan_.kernel->rows(), next(unit, group, number, chunk),
-                           plan_.output(group, number, chunk));
+                    write_outputs(plan_, kernels_, plan_.chunk(chunk), number, next(unit, group, number, chunk),
+                                  plan_.output(group, number, chunk));
     }
 
 private:
-    void finish(const Chunk& chunk, Index first_row, const Contraction::Output& from,
-                const Contraction::Output& to) const {
-        const Index rows = std::min<Index>(plan_.kernel->rows(), plan_.c.rows - first_row);
-        for (Index m = 0; m < rows; ++m)
-            for (Index batch = 0; batch < chunk.batches; ++batch)
-                for (Index h = 0; h < chunk.height; ++h)
-                    for (Index w = 0; w < chunk.width; ++w)
-                        if (plan_.c.is_float32)
-                            copy<float>(from, to, m, batch, h, w);
-                        else
-                            copy<double>(from, to, m, batch, h, w);
-    }
-
     void join() {
         --depth_;
         char* const older = totals_ + (depth_ - 1) * outputs_ * plan_.term_size;
@@ -245,14 +231,6 @@ private:
             kernels_.join_float(reinterpret_cast<const float*>(newer), outputs_, reinterpret_cast<float*>(older));
         else
             kernels_.join_double(reinterpret_cast<const double*>(newer), outputs_, reinterpret_cast<double*>(older));
-    }
-
-    template <class T>
-    static void copy(const Contraction::Output& from, const Contraction::Output& to, Index m, Index batch, Index h,
-                     Index w) {
-        auto at = [&](const Contraction::Output& o) { return m * o.row + batch * o.batch + h * o.h + w * o.w; };
-        const T total = static_cast<const T*>(from.data)[at(from)];
-        static_cast<T*>(to.data)[at(to)] = total == total ? total + T(0) : std::numeric_limits<T>::quiet_NaN();
     }
 
     const Plan& plan_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <optional>
 
 namespace detconv {
 namespace {
@@ -41,17 +42,18 @@ Index plus(Index a, Index b) {
 // The reach of a dilated kernel along one axis.
 Index reach(Index kernel, Index dilation) { return plus(times(kernel - 1, dilation), 1); }
 
-// Computes the geometry; where a size does not fit, says so with all that went into it.
+// Computes the geometry; where a size does not fit, says so with all that went into it (no padding: "same").
 template <class Compute>
 auto within_64_bits(Compute&& compute, const std::array<Index, 4>& input, const std::array<Index, 4>& weight,
-                    Extent stride, const std::string& padding, Extent dilation, bool batched) {
+                    Extent stride, std::optional<Padding> padding, Extent dilation, bool batched) {
     try {
         return compute();
     } catch (const TooLarge&) {
         throw InvalidArgument(
             "stride, padding, dilation and the shapes must keep all sizes within 64 bits; got stride " +
-            pair_text(stride) + ", padding " + padding + ", dilation " + pair_text(dilation) + " for input of shape " +
-            shape_text(input, batched) + " and weight of shape " + shape_text(weight));
+            pair_text(stride) + ", padding " + (padding ? pair_text({padding->top, padding->left}) : "\"same\"") +
+            ", dilation " + pair_text(dilation) + " for input of shape " + shape_text(input, batched) +
+            " and weight of shape " + shape_text(weight));
     }
 }
 
@@ -78,7 +80,7 @@ Padding same_padding(const std::array<Index, 4>& weight, Extent stride, Extent d
         const Index h = reach(weight[2], dilation.h) - 1, w = reach(weight[3], dilation.w) - 1;
         return Padding{h / 2, h - h / 2, w / 2, w - w / 2};
     };
-    return within_64_bits(compute, {}, weight, stride, "\"same\"", dilation, true);
+    return within_64_bits(compute, {}, weight, stride, std::nullopt, dilation, true);
 }
 
 namespace {
@@ -179,14 +181,14 @@ Convolution transposed(const std::array<Index, 4>& input, const std::array<Index
 Convolution make_convolution(const std::array<Index, 4>& input, const std::array<Index, 4>& weight, Extent stride,
                              Padding padding, Extent dilation, Index groups, bool batched) {
     return within_64_bits([&] { return convolution(input, weight, stride, padding, dilation, groups, batched); }, input,
-                          weight, stride, pair_text({padding.top, padding.left}), dilation, batched);
+                          weight, stride, padding, dilation, batched);
 }
 
 Convolution make_transposed(const std::array<Index, 4>& input, const std::array<Index, 4>& weight, Extent stride,
                             Padding padding, Extent output_padding, Extent dilation, Index groups, bool batched) {
     return within_64_bits(
         [&] { return transposed(input, weight, stride, padding, output_padding, dilation, groups, batched); }, input,
-        weight, stride, pair_text({padding.top, padding.left}), dilation, batched);
+        weight, stride, padding, dilation, batched);
 }
 
 void check_terms(Index terms) {

@@ -10,6 +10,8 @@
 // Everything is a stride: no pass has a loop of its own.
 #pragma once
 
+#include <bit>
+#include <cstdint>
 #include <vector>
 
 #include "geometry.hpp"
@@ -47,6 +49,8 @@ struct Contraction {
 
     // Whether every row reads an image of its own: groups of one row each (depthwise), taken together.
     bool diagonal() const { return image.row != 0; }
+    // So many totals wait at most while samples are joined: one for each bit of their number.
+    Index levels() const { return std::bit_width(static_cast<std::uint64_t>(samples)); }
     Index terms() const {
         return planes * static_cast<Index>(row_taps.size()) * static_cast<Index>(column_taps.size());
     }

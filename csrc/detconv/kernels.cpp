@@ -341,7 +341,8 @@ bool pack(const PanelSource& from, Element* panel) {
         auto store = [&](V values, Index term) __attribute__((always_inline)) {
             store_as(values, lanes, panel + (from.position ? from.position[term] : term) * from.width + m);
         };
-        for (Index segment = 0; segment < from.segments; ++segment) {
+        for (Index r = 0; rows <= 0 && r < from.segments * from.segment_terms; ++r) store(V::zero(), r);
+        for (Index segment = 0; rows > 0 && segment < from.segments; ++segment) {
             const Index first = segment * from.segment_terms;
             for (Index k = 0; adjacent && k < from.segment_terms; ++k) {
                 const Term* const source = data + m + segment * from.segment_stride + k * from.term_stride;
@@ -610,13 +611,12 @@ void bound_roots(double* sums, Index count, double factor) {
     for (; i < count; ++i) sums[i] = bound(D::broadcast(sums[i])).v[0];
 }
 
-// older[i] = older[i] + newer[i].
 template <class T>
 void join(const T* newer, Index count, T* older) {
     using V = Lanes<T, register_bytes / sizeof(T)>;
     Index i = 0;
-    for (; i + V::size <= count; i += V::size) (V::load(older + i) + V::load(newer + i)).store(older + i);
-    for (; i < count; ++i) older[i] = older[i] + newer[i];
+    for (; i + V::size <= count; i += V::size) canonical(V::load(older + i) + V::load(newer + i)).store(older + i);
+    for (; i < count; ++i) older[i] = canonical(V::broadcast(older[i]) + V::broadcast(newer[i])).v[0];
 }
 
 }  // namespace

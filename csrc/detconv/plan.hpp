@@ -153,8 +153,8 @@ public:
         return variants[variant_of.empty() || !finite_weights ? 0 : variant_of[static_cast<std::size_t>(place)]];
     }
 
-    // How the outputs of a panel and a chunk lie that are kept before they are written: [row][h][w], or where columns
-    // are batches [h][w][batch][row].
+    // How the outputs of a panel and a chunk lie that are kept before they are written: as the lanes of a tile do,
+    // [h][w][batch][row] or [row][h][w], so that nothing is transposed for every sample.
     Contraction::Output kept() const;
     Index kept_outputs() const { return kernel->rows() * chunk_h * chunk_w * chunk_batches; }
 

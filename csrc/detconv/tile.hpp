@@ -126,7 +126,7 @@ struct Kernels {
     void (*copy_abreast_double)(const AbreastSource&, double*);
     void (*gather_float)(const GatherSource&, float* target, Index target_pitch);  // from one term to the next
     void (*gather_double)(const GatherSource&, double* target, Index target_pitch);
-    // Samples joined: older[i] = older[i] + newer[i].
+    // Samples joined: older[i] = older[i] + newer[i], canonical.
     void (*join_float)(const float* newer, Index count, float* older);
     void (*join_double)(const double* newer, Index count, double* older);
     // Norms for the certificate of exact sums (exact.hpp): sums of squares for float32 terms; for float64 the largest

@@ -28,6 +28,48 @@ void write(void* data, Index index, bool is_float32, double value) {
 
 }  // namespace
 
+void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel,
+                   const Contraction::Output& kept, const Contraction::Output& to) {
+    const Index first_row = panel * plan.kernel->rows(),
+                rows = std::min<Index>(plan.kernel->rows(), plan.c.rows - first_row);
+    if (to.w != 1) {
+        for (Index batch = 0; batch < chunk.batches; ++batch)
+            for (Index h = 0; h < chunk.height; ++h)
+                for (Index w = 0; w < chunk.width; ++w)
+                    for (Index m = 0; m < rows; ++m) {
+                        auto at = [&](const Contraction::Output& o) {
+                            return batch * o.batch + m * o.row + h * o.h + w * o.w;
+                        };
+                        write(to.data, at(to), plan.c.is_float32, read(kept.data, at(kept), plan.c.is_float32));
+                    }
+        return;
+    }
+    // Image rows that follow each other are one.
+    const bool even = kept.h == chunk.width * kept.w && to.h == chunk.width * to.w;
+    const Index height = even ? 1 : chunk.height, width = even ? chunk.height * chunk.width : chunk.width;
+    PlaneSource planes{.data = nullptr,
+                       .row_stride = kept.h,
+                       .stride = kept.w,
+                       .first_row = 0,
+                       .last_row = height,
+                       .rows = height,
+                       .first = 0,
+                       .last = width,
+                       .width = width,
+                       .pitch = to.h,
+                       .planes = rows,
+                       .plane_stride = kept.row,
+                       .plane_pitch = to.row};
+    for (Index batch = 0; batch < chunk.batches; ++batch) {
+        planes.data = offset(kept.data, batch * kept.batch, plan.term_size);
+        void* const target = offset(to.data, batch * to.batch, plan.term_size);
+        if (plan.c.is_float32)
+            kernels.copy_float(planes, static_cast<float*>(target));
+        else
+            kernels.copy_double(planes, static_cast<double*>(target));
+    }
+}
+
 void Worker::pack(Index group, Index sample, Index number, const Panel& panel) const {
     const int width = kernel_.rows();
     const Index first = number * width;
@@ -328,7 +370,7 @@ void Worker::multiply(Index number, const Panel& panel, const Contraction::Outpu
     if (c_.rescued)
         for (int m = 0; m < rows; ++m) has_special_bias_ |= !std::isfinite(read(panel.bias, m, c_.is_float32));
     if (plan_.columns_are_batches)
-        multiply_batches(rows, panel, out);
+        multiply_batches(number, rows, panel, out);
     else
         multiply_image(rows, panel, out);
 }
@@ -378,7 +420,7 @@ void Worker::multiply_image(int rows, const Panel& panel, const Contraction::Out
 
 // Tiles of one pixel of several images, kept until all pixels are there and then turned; unless the rows of an output
 // lie side by side anyhow.
-void Worker::multiply_batches(int rows, const Panel& panel, const Contraction::Output& out) {
+void Worker::multiply_batches(Index number, int rows, const Panel& panel, const Contraction::Output& out) {
     const Index tile_w = kernel_.columns();
     const bool turns = out.row != 1;
     Contraction::Output to = turns ? plan_.kept() : out;
@@ -395,33 +437,7 @@ void Worker::multiply_batches(int rows, const Panel& panel, const Contraction::O
             }
         }
     }
-    if (turns) turn(to, rows, out);
-}
-
-// Copies [h][w][batch][row] to planes whose rows follow each other.
-void Worker::turn(const Contraction::Output& from, int rows, const Contraction::Output& out) const {
-    const Index pixels = chunk_.height * chunk_.width;
-    PlaneSource planes{.data = nullptr,
-                       .row_stride = 0,
-                       .stride = from.w,
-                       .first_row = 0,
-                       .last_row = 1,
-                       .rows = 1,
-                       .first = 0,
-                       .last = pixels,
-                       .width = pixels,
-                       .pitch = pixels,
-                       .planes = rows,
-                       .plane_stride = from.row,
-                       .plane_pitch = out.row};
-    for (Index batch = 0; batch < chunk_.batches; ++batch) {
-        planes.data = offset(from.data, batch * from.batch, plan_.term_size);
-        void* const to = offset(out.data, batch * out.batch, plan_.term_size);
-        if (c_.is_float32)
-            kernels_.copy_float(planes, static_cast<float*>(to));
-        else
-            kernels_.copy_double(planes, static_cast<double*>(to));
-    }
+    if (turns) write_outputs(plan_, kernels_, chunk_, number, to, out);
 }
 
 // The totals of a tile, those that are wanted certified or rescued.

@@ -32,6 +32,10 @@ struct Position {
     Index row, column;
 };
 
+// Copies the outputs of a panel and a chunk from where they were kept.
+void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel,
+                   const Contraction::Output& kept, const Contraction::Output& to);
+
 // One thread's share of a call.
 class Worker {
 public:
@@ -64,8 +68,7 @@ private:
     void measure_chunk();
     void measure_columns();
     void multiply_image(int rows, const Panel& panel, const Contraction::Output& output);
-    void multiply_batches(int rows, const Panel& panel, const Contraction::Output& output);
-    void turn(const Contraction::Output& from, int rows, const Contraction::Output& output) const;
+    void multiply_batches(Index number, int rows, const Panel& panel, const Contraction::Output& output);
     void compute(const Panel& panel, const Plan::Variant& variant, Position first, const Wanted& wanted);
     void fetch(const char* first, const Wanted& wanted, const Contraction::Output& out) const;
     // Makes the totals of a tile the exact sums rounded once; only the wanted outputs count.
