@@ -44,6 +44,24 @@ void take_groups_together(Contraction& c, const Kernels& kernels) {
     c.bias_row = c.bias_group;
 }
 
+// A row of columns that are far apart in memory, while their taps are side by side (a 1x1 weight gradient: columns are
+// channels, taps pixels), stands upright: one column in a row, where no copy has to turn squares.
+void stand_up(Contraction& c, const Kernels& kernels) {
+    // Of fewer taps, or of every other pixel, too little of what comes from memory is used. (One thread, lying and
+    // upright: 64 to 256 channels of 56x56, batch 8, 10.8 and 8.7 ms; 2048 to 512 of 7x7 6.4 and 6.7; 256 to 512 of
+    // 56x56, stride 2, AVX2 24 and 32.)
+    constexpr std::size_t enough = 64;
+    const std::size_t taps = c.row_taps.size();
+    if (c.columns.h != 1 || c.column_taps.size() != 1 || c.image.h != 1 || c.image.w == 1 || c.diagonal()) return;
+    if (taps < enough || c.row_taps.back() - c.row_taps.front() != static_cast<Index>(taps) - 1) return;
+    if (std::ranges::none_of(kernels.tiles, [&](const TileKernel& k) { return k.upright() && computes(k, c); })) return;
+    std::swap(c.row_taps, c.column_taps);
+    for (Extent* e : {&c.columns, &c.step, &c.image_size, &c.image_origin}) std::swap(e->h, e->w);
+    std::swap(c.image.h, c.image.w);
+    std::swap(c.panel.h, c.panel.w);
+    std::swap(c.output.h, c.output.w);
+}
+
 // Panels that all threads share; the first to need one packs it, another that needs it meanwhile waits.
 class SharedPanels {
 public:
@@ -248,6 +266,7 @@ void run(Contraction contraction, const Execution& execution) {
     if (c.batches == 0 || c.groups == 0 || c.rows == 0 || c.columns.h == 0 || c.columns.w == 0) return;
     flatten(contraction);
     take_groups_together(contraction, execution.kernels);
+    stand_up(contraction, execution.kernels);
     const Plan plan(contraction, execution);
     SharedPanels shared(plan);
 

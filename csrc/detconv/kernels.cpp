@@ -62,27 +62,29 @@ void store(const TileOutput& out) {
                 }
             }
     } else {
-        for (int h = 0; h < out.image_rows; ++h) {
+        // Upright, an image row has one column: these follow each other in memory, if any do.
+        constexpr bool upright = S::per_row == 1;
+        const int image_rows = upright ? 1 : out.image_rows, columns = upright ? out.image_rows : out.columns;
+        const Index column_stride = upright ? out.image_row_stride : out.column_stride;
+        for (int h = 0; h < image_rows; ++h) {
             const auto* from = totals + h * S::per_row * lanes;
             Term* to = output + h * out.image_row_stride;
             for (int m = 0; m < out.rows; m += L) {
                 const int rows = out.rows - m < L ? out.rows - m : L;
                 if (out.row_stride == 1) {  // channels last: a column's rows lie side by side
-                    const int columns = out.columns;
-                    const Index column_stride = out.column_stride;
                     for (int w = 0; w < columns; ++w)
                         store_as(load(from + w * lanes + m), rows, to + w * column_stride + m);
                     continue;
                 }
-                for (int w = 0; w < out.columns; w += L) {
-                    const int count = out.columns - w < L ? out.columns - w : L;
+                for (int w = 0; w < columns; w += L) {
+                    const int count = columns - w < L ? columns - w : L;
                     U square[L];
                     for (int i = 0; i < L; ++i) square[i] = i < count ? load(from + (w + i) * lanes + m) : U::zero();
                     transpose(square);
                     for (int i = 0; i < rows; ++i) {
-                        Term* row = to + (m + i) * out.row_stride + w * out.column_stride;
-                        if (out.column_stride != 1)
-                            for (int j = 0; j < count; ++j) row[j * out.column_stride] = square[i].v[j];
+                        Term* row = to + (m + i) * out.row_stride + w * column_stride;
+                        if (column_stride != 1)
+                            for (int j = 0; j < count; ++j) row[j * column_stride] = square[i].v[j];
                         else if (count == L)
                             square[i].store(row);
                         else
@@ -208,11 +210,13 @@ constexpr TileKernel tiles[] = {
     row<Plain<F>, float, Rows<1, 24>>(31, 31),        row<Plain<F>, float, Rows<1, 16>>(22, 22),
     row<Plain<F>, float, Rows<2, 9, 3>>(20, 28),      row<Plain<F>, float, Rows<1, 27, 3>>(36, 36),
     row<Plain<F>, float, Rows<1, 25, 5>>(35, 35),     row<Plain<F>, float, Rows<4, 1>>(12, 12),
-    row<Plain<F8>, float, Rows<1, 28>>(28, 28),       row<Plain<F8>, float, Rows<1, 28, 14>>(28, 28),
-    row<Plain<F>, float, Columns<3, 8>>(26, 30),      row<Plain<F>, float, Columns<1, 8>>(12, 13),
-    row<Plain<F>, float, Columns<16, 1, 4>>(40, 42),  row<Plain<F>, float, Columns<14, 1, 2>>(36, 38),
-    row<Plain<F>, float, Columns<14, 1, 1>>(40, 42),  row<Plain<F>, float, Columns<4, 1, 1>>(12, 13),
-    row<Plain<F8>, float, Columns<7, 1, 1>>(11, 12),  row<Plain<F8>, float, Columns<14, 1, 7>>(20, 22),
+    row<Plain<F>, float, Rows<2, 14, 1>>(31, 46),     row<Kahan<F>, float, Rows<1, 14, 1>>(31, 45),
+    row<Plain<D>, double, Rows<2, 14, 1>>(31, 46),    row<Plain<F8>, float, Rows<1, 28>>(28, 28),
+    row<Plain<F8>, float, Rows<1, 28, 14>>(28, 28),   row<Plain<F>, float, Columns<3, 8>>(26, 30),
+    row<Plain<F>, float, Columns<1, 8>>(12, 13),      row<Plain<F>, float, Columns<16, 1, 4>>(40, 42),
+    row<Plain<F>, float, Columns<14, 1, 2>>(36, 38),  row<Plain<F>, float, Columns<14, 1, 1>>(40, 42),
+    row<Plain<F>, float, Columns<4, 1, 1>>(12, 13),   row<Plain<F8>, float, Columns<7, 1, 1>>(11, 12),
+    row<Plain<F8>, float, Columns<14, 1, 7>>(20, 22),
 
     row<Plain<F>, float, Diagonal<2, 14>>(30, 32),    row<Plain<F>, float, Diagonal<2, 14, 7>>(30, 32),
     row<Plain<F>, float, Diagonal<2, 9, 3>>(21, 22),  row<Plain<F>, float, Diagonal<1, 14>>(16, 17),
@@ -252,7 +256,7 @@ constexpr TileKernel tiles[] = {
     row<Plain<F>, float, Columns<3, 4>>(6.8, 9.5),    row<Plain<F>, float, Columns<4, 1, 2>>(4.3, 5),
     row<Plain<F>, float, Columns<4, 1, 1>>(4.4, 5),   row<Plain<F>, float, Columns<7, 1>>(7.2, 8),
     row<Plain<F>, float, Diagonal<1, 12>>(6.5, 7),    row<Plain<F>, float, Diagonal<1, 14, 7>>(7.5, 8),
-    row<Plain<F>, float, Diagonal<1, 9, 3>>(5, 6),
+    row<Plain<F>, float, Diagonal<1, 9, 3>>(5, 6),    row<Plain<F>, float, Rows<2, 6, 1>>(6.5, 9.3),
 
     row<Kahan<F>, float, Rows<1, 6>>(11.3, 12.5),     row<Kahan<F>, float, Rows<1, 7>>(10.7, 12.2),
     row<Kahan<F>, float, Columns<4, 1, 1>>(9.4, 10),  row<Kahan<F>, float, Diagonal<1, 6>>(11.3, 12.5),

@@ -148,7 +148,8 @@ double Plan::cost(const TileKernel& k, const Walk& walk, Index fused, Index roun
     // In the table's unit, 100 a tile go into starting it, and for each of its vectors 6 into storing where memory has
     // the outputs of a vector side by side, 30 with a transposition, more one by one.
     const bool by_rows = k.rows_are_lanes();
-    const double vector = (by_rows ? c.output.row : c.output.w) == 1 ? 6 : by_rows && c.output.w == 1 ? 30 : 60;
+    const Index column_stride = k.columns() == 1 ? c.output.h : c.output.w;
+    const double vector = (by_rows ? c.output.row : c.output.w) == 1 ? 6 : by_rows && column_stride == 1 ? 30 : 60;
     double cycles = tiles * (term_cost + 100 + vector * k.vectors * k.broadcasts);
     if (!walk.stays)
         cycles += static_cast<double>(c.planes * rows.length(c.columns.h)) *
@@ -431,14 +432,15 @@ void Plan::share_work(int threads) {
     // A unit is a range of panels against a range of chunks: for every chunk, all panels of the range.
     // Gathering is done again for every range, so there it is a longer one.
     const Index kept_bytes = gathers ? panel_bytes + together_bytes : panel_bytes;
-    panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(kept_bytes / panel_block, 1));
+    Index most = kept_bytes / panel_block;
+    // Where samples are joined, the panels leave room for the totals of some chunks.
+    const Index totals_bytes = joins ? unit_groups * kept_outputs() * c.levels() * term_size : 0;  // panel and chunk
+    if (joins) most = std::min(chunks() > 1 ? most : panels, joined_bytes / 2 / totals_bytes);
+    panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(most, 1));
     chunk_parts = shared_panels ? chunks() : 1;
-    if (joins) {  // half for the panels, at most, and what is left for the totals of as many chunks
-        const Index panel_bytes_kept = chunks() > 1 ? panel_block : 0;
-        const Index totals_bytes = unit_groups * kept_outputs() * c.levels() * term_size;  // of a panel and a chunk
-        panel_parts =
-            divide_up(panels, std::max<Index>(joined_bytes / 2 / std::max(panel_bytes_kept, totals_bytes), 1));
-        const Index of_unit = divide_up(panels, panel_parts), left = joined_bytes - of_unit * panel_bytes_kept;
+    if (joins) {
+        const Index of_unit = divide_up(panels, panel_parts);
+        const Index left = std::max(joined_bytes - (chunks() > 1 ? of_unit * panel_block : 0), joined_bytes / 4);
         chunk_parts = divide_up(chunks(), std::max<Index>(left / (of_unit * totals_bytes), 1));
     }
     // Where the whole dimension is too few units to feed the threads evenly, the other one is cut as well.
