@@ -2,7 +2,6 @@
 
 #include <bit>
 #include <cmath>
-#include <cstdlib>
 #include <stdexcept>
 
 #include "exact.hpp"
@@ -24,7 +23,7 @@ constexpr double far_bytes = 4 << 20;
 constexpr Index panel_bytes = 2 << 20;
 // Of a unit whose samples are joined: its panels, and its outputs for each level of the tree. The fewer units, the less
 // often a panel is packed (3x3, 128 channels of 28x28, batch 16: one unit instead of three took 5% less time).
-static const Index joined_bytes = getenv("JB") ? atoll(getenv("JB")) : 5 << 19;
+constexpr Index joined_bytes = 5 << 19;
 
 // Planes of a channels-last image, which are copied many at once.
 bool has_adjacent_planes(const Contraction& c) { return c.image.plane == 1 && c.planes > 1; }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "exact.hpp"
 
@@ -28,25 +29,15 @@ void write(void* data, Index index, bool is_float32, double value) {
 
 }  // namespace
 
-void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel,
-                   const Contraction::Output& kept, const Contraction::Output& to) {
+void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel, Contraction::Output kept,
+                   Contraction::Output to) {
+    const bool is_float32 = plan.c.is_float32;
     const Index first_row = panel * plan.kernel->rows(),
                 rows = std::min<Index>(plan.kernel->rows(), plan.c.rows - first_row);
-    if (to.w != 1) {
-        for (Index batch = 0; batch < chunk.batches; ++batch)
-            for (Index h = 0; h < chunk.height; ++h)
-                for (Index w = 0; w < chunk.width; ++w)
-                    for (Index m = 0; m < rows; ++m) {
-                        auto at = [&](const Contraction::Output& o) {
-                            return batch * o.batch + m * o.row + h * o.h + w * o.w;
-                        };
-                        write(to.data, at(to), plan.c.is_float32, read(kept.data, at(kept), plan.c.is_float32));
-                    }
-        return;
-    }
-    // Image rows that follow each other are one.
-    const bool even = kept.h == chunk.width * kept.w && to.h == chunk.width * to.w;
-    const Index height = even ? 1 : chunk.height, width = even ? chunk.height * chunk.width : chunk.width;
+    Index height = chunk.height, width = chunk.width;
+    // Image rows of one column are one row of columns; those that follow each other are one long row.
+    if (width == 1) std::swap(height, width), std::swap(kept.h, kept.w), std::swap(to.h, to.w);
+    if (kept.h == width * kept.w && to.h == width * to.w) width *= std::exchange(height, 1);
     PlaneSource planes{.data = nullptr,
                        .row_stride = kept.h,
                        .stride = kept.w,
@@ -63,7 +54,13 @@ void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk,
     for (Index batch = 0; batch < chunk.batches; ++batch) {
         planes.data = offset(kept.data, batch * kept.batch, plan.term_size);
         void* const target = offset(to.data, batch * to.batch, plan.term_size);
-        if (plan.c.is_float32)
+        for (Index h = 0; to.w != 1 && h < height; ++h)
+            for (Index w = 0; w < width; ++w)
+                for (Index m = 0; m < rows; ++m)
+                    write(target, m * to.row + h * to.h + w * to.w, is_float32,
+                          read(planes.data, m * kept.row + h * kept.h + w * kept.w, is_float32));
+        if (to.w != 1) continue;
+        if (is_float32)
             kernels.copy_float(planes, static_cast<float*>(target));
         else
             kernels.copy_double(planes, static_cast<double*>(target));
