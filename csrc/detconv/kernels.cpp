@@ -220,6 +220,7 @@ constexpr TileKernel tiles[] = {
 
     row<Plain<F>, float, Diagonal<2, 14>>(30, 32),    row<Plain<F>, float, Diagonal<2, 14, 7>>(30, 32),
     row<Plain<F>, float, Diagonal<2, 9, 3>>(21, 22),  row<Plain<F>, float, Diagonal<1, 14>>(16, 17),
+    row<Plain<F>, float, Diagonal<1, 28>>(29, 31),
 
     row<Kahan<F>, float, Rows<1, 14>>(30, 44),        row<Kahan<F>, float, Rows<1, 12>>(26, 38),
     row<Kahan<F>, float, Rows<1, 14, 7>>(30, 44),     row<Kahan<F>, float, Rows<1, 9, 3>>(20, 29),
@@ -238,7 +239,7 @@ constexpr TileKernel tiles[] = {
     row<Wide<D>, float, Columns<3, 8>>(26, 80),       row<Wide<D>, float, Columns<8, 1, 2>>(20, 30),
     row<Wide<D>, float, Columns<16, 1>>(38, 55),      row<Wide<D>, float, Columns<4, 1, 1>>(12, 16),
     row<Wide<D>, float, Diagonal<2, 14>>(29, 60),     row<Wide<D>, float, Diagonal<2, 14, 7>>(29, 60),
-    row<Wide<D>, float, Diagonal<2, 9, 3>>(20, 40),
+    row<Wide<D>, float, Diagonal<2, 9, 3>>(20, 40),   row<Wide<D>, float, Diagonal<1, 28>>(28, 58),
 
     row<Plain<D>, double, Rows<2, 14>>(29, 45),       row<Plain<D>, double, Rows<2, 14, 7>>(30, 45),
     row<Plain<D>, double, Rows<1, 28>>(35, 35),       row<Plain<D>, double, Rows<1, 28, 14>>(36, 36),
@@ -247,7 +248,7 @@ constexpr TileKernel tiles[] = {
     row<Kahan<D>, double, Columns<4, 1, 1>>(16, 20),  row<Twofold<D>, double, Rows<1, 12>>(72),
     row<Twofold<D>, double, Rows<1, 14, 7>>(84),      row<Twofold<D>, double, Columns<4, 1, 1>>(24),
     row<Plain<D>, double, Diagonal<1, 14>>(15, 15),   row<Kahan<D>, double, Diagonal<1, 14>>(30, 44),
-    row<Twofold<D>, double, Diagonal<1, 9, 3>>(54),
+    row<Twofold<D>, double, Diagonal<1, 9, 3>>(54),   row<Plain<D>, double, Diagonal<1, 28>>(29, 31),
 };
 #elif defined(__AVX2__)
 constexpr TileKernel tiles[] = {
