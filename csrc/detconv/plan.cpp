@@ -431,11 +431,11 @@ void Plan::share_work(int threads) {
     // A unit is a range of panels against a range of chunks: for every chunk, all panels of the range.
     // Gathering is done again for every range, so there it is a longer one.
     const Index kept_bytes = gathers ? panel_bytes + together_bytes : panel_bytes;
-    Index most = kept_bytes / panel_block;
-    // Where samples are joined, the panels leave room for the totals of some chunks.
+    Index fit = kept_bytes / panel_block;  // panels of a unit
+    // Where samples are joined, panels that are kept leave room for the totals of some chunks.
     const Index totals_bytes = joins ? unit_groups * kept_outputs() * c.levels() * term_size : 0;  // panel and chunk
-    if (joins) most = std::min(chunks() > 1 ? most : panels, joined_bytes / 2 / totals_bytes);
-    panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(most, 1));
+    if (joins) fit = std::min(chunks() > 1 ? fit : panels, joined_bytes / 2 / totals_bytes);
+    panel_parts = shared_panels ? 1 : divide_up(panels, std::max<Index>(fit, 1));
     chunk_parts = shared_panels ? chunks() : 1;
     if (joins) {
         const Index of_unit = divide_up(panels, panel_parts);
