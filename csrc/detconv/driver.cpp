@@ -186,11 +186,7 @@ public:
             const Index first_row = number * plan_.kernel->rows();
             for (Index m = 0; m < std::min<Index>(plan_.kernel->rows(), plan_.c.rows - first_row); ++m) {
                 source.data = static_cast<const char*>(from.data) + m * from.row * plan_.term_size;
-                char* const target = static_cast<char*>(to.data) + m * to.row * plan_.term_size;
-                if (plan_.c.is_float32)
-                    kernels_.copy_float(source, reinterpret_cast<float*>(target));
-                else
-                    kernels_.copy_double(source, reinterpret_cast<double*>(target));
+                kernels_.copy(source, plan_.c.is_float32, static_cast<char*>(to.data) + m * to.row * plan_.term_size);
             }
         }
     }

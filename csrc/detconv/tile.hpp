@@ -122,6 +122,10 @@ struct Kernels {
     void (*copy_float)(const PlaneSource&, float*);
     void (*copy_float_wide)(const PlaneSource&, double*);
     void (*copy_double)(const PlaneSource&, double*);
+    void copy(const PlaneSource& source, bool is_float32, void* target) const {
+        is_float32 ? copy_float(source, static_cast<float*>(target))
+                   : copy_double(source, static_cast<double*>(target));
+    }
     void (*copy_abreast_float)(const AbreastSource&, float*);
     void (*copy_abreast_float_wide)(const AbreastSource&, double*);
     void (*copy_abreast_double)(const AbreastSource&, double*);

@@ -59,11 +59,7 @@ void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk,
                 for (Index m = 0; m < rows; ++m)
                     write(target, m * to.row + h * to.h + w * to.w, is_float32,
                           read(planes.data, m * kept.row + h * kept.h + w * kept.w, is_float32));
-        if (to.w != 1) continue;
-        if (is_float32)
-            kernels.copy_float(planes, static_cast<float*>(target));
-        else
-            kernels.copy_double(planes, static_cast<double*>(target));
+        if (to.w == 1) kernels.copy(planes, is_float32, target);
     }
 }
 
