@@ -60,6 +60,16 @@ void stand_up(Contraction& c, const Kernels& kernels) {
     std::swap(c.image.h, c.image.w);
     std::swap(c.panel.h, c.panel.w);
     std::swap(c.output.h, c.output.w);
+    // Either operand can now be the panel, which is packed: the one with fewer rows (64 to 256 channels of 56x56, batch
+    // 8: 8.7 ms to 6.4).
+    const bool alike = c.panel.w == 1 && c.column_taps.front() == 0 && c.image_origin.h == 0 && c.image_origin.w == 0 &&
+                       c.step.h == 1 && c.batches == 1 && c.bias == nullptr;
+    if (!alike || c.rows <= c.columns.h) return;
+    std::swap(c.panel, c.image);
+    c.panel.row = std::exchange(c.panel.h, 0), c.image.h = std::exchange(c.image.row, 0);
+    std::swap(c.rows, c.columns.h);
+    std::swap(c.output.row, c.output.h);
+    c.image_size.h = c.columns.h;
 }
 
 // Panels that all threads share; the first to need one packs it, another that needs it meanwhile waits.

@@ -29,37 +29,45 @@ void write(void* data, Index index, bool is_float32, double value) {
 
 }  // namespace
 
-void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel, Contraction::Output kept,
-                   Contraction::Output to) {
-    const bool is_float32 = plan.c.is_float32;
-    const Index first_row = panel * plan.kernel->rows(),
-                rows = std::min<Index>(plan.kernel->rows(), plan.c.rows - first_row);
-    Index height = chunk.height, width = chunk.width;
-    // Image rows of one column are one row of columns; those that follow each other are one long row.
-    if (width == 1) std::swap(height, width), std::swap(kept.h, kept.w), std::swap(to.h, to.w);
-    if (kept.h == width * kept.w && to.h == width * to.w) width *= std::exchange(height, 1);
+void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel,
+                   const Contraction::Output& kept, const Contraction::Output& to) {
+    const Index first_row = panel * plan.kernel->rows();
+    struct Dimension {
+        Index count, from, to;
+    };
+    Dimension m{std::min<Index>(plan.kernel->rows(), plan.c.rows - first_row), kept.row, to.row},
+        h{chunk.height, kept.h, to.h}, w{chunk.width, kept.w, to.w};
+    // Innermost is what lies side by side in the output; what follows it there without a gap, and where it was kept, is
+    // more of the same.
+    if (w.count == 1) std::swap(h, w);
+    if (w.to != 1 && m.to == 1) std::swap(m, w);
+    if (h.from == w.count * w.from && h.to == w.count * w.to) w.count *= std::exchange(h.count, 1);
     PlaneSource planes{.data = nullptr,
-                       .row_stride = kept.h,
-                       .stride = kept.w,
+                       .row_stride = h.from,
+                       .stride = w.from,
                        .first_row = 0,
-                       .last_row = height,
-                       .rows = height,
+                       .last_row = h.count,
+                       .rows = h.count,
                        .first = 0,
-                       .last = width,
-                       .width = width,
-                       .pitch = to.h,
-                       .planes = rows,
-                       .plane_stride = kept.row,
-                       .plane_pitch = to.row};
+                       .last = w.count,
+                       .width = w.count,
+                       .pitch = h.to,
+                       .planes = m.count,
+                       .plane_stride = m.from,
+                       .plane_pitch = m.to};
+    const bool is_float32 = plan.c.is_float32;
     for (Index batch = 0; batch < chunk.batches; ++batch) {
         planes.data = offset(kept.data, batch * kept.batch, plan.term_size);
         void* const target = offset(to.data, batch * to.batch, plan.term_size);
-        for (Index h = 0; to.w != 1 && h < height; ++h)
-            for (Index w = 0; w < width; ++w)
-                for (Index m = 0; m < rows; ++m)
-                    write(target, m * to.row + h * to.h + w * to.w, is_float32,
-                          read(planes.data, m * kept.row + h * kept.h + w * kept.w, is_float32));
-        if (to.w == 1) kernels.copy(planes, is_float32, target);
+        if (w.to == 1) {
+            kernels.copy(planes, is_float32, target);
+            continue;
+        }
+        for (Index i = 0; i < h.count; ++i)
+            for (Index j = 0; j < w.count; ++j)
+                for (Index k = 0; k < m.count; ++k)
+                    write(target, i * h.to + j * w.to + k * m.to, is_float32,
+                          read(planes.data, i * h.from + j * w.from + k * m.from, is_float32));
     }
 }
 

@@ -33,8 +33,8 @@ struct Position {
 };
 
 // Copies the outputs of a panel and a chunk from where they were kept.
-void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel, Contraction::Output kept,
-                   Contraction::Output to);
+void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel,
+                   const Contraction::Output& kept, const Contraction::Output& to);
 
 // One thread's share of a call.
 class Worker {
