@@ -68,6 +68,7 @@ def calls(dtype: type, batch: int = 5, kind: str = "uniform") -> dict[str, Pass]
             ((35, 9, 8), (35, 1, 3, 3), {"groups": 35, "padding": (1, 1)}),
             ((6, 9, 8), (6, 1, 3, 3), {"groups": 6, "padding": (1, 1)}),
             ((75, 5, 8), (75, 1, 3, 2), {"groups": 75, "padding": (1, 1), "stride": (1, 3)}),
+            ((50, 5, 9), (18, 25, 1, 1), {"groups": 2}),  # upright, more inputs than outputs; 40 to 20 above: fewer
         ]
     ):
         options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **geometry}

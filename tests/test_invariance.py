@@ -53,6 +53,7 @@ LAYERS = {
     "more weights than are packed at once": layer(820, 72, 3, (3, 3), padding=1),
     "1x1": layer(48, 28, 1, (14, 15)),
     "1x1 in chunks": layer(64, 5, 1, (64, 40)),
+    "1x1, alone where it lies": layer(64, 5, 1, (100, 110)),  # two samples come from beyond the cache, and are copied
     "1x1 with stride": layer(64, 64, 1, (15, 15), stride=2),
     "depthwise": layer(25, 25, 5, (12, 31), groups=25, padding=2),
     "depthwise, few channels": layer(7, 7, 3, (66, 70), groups=7, padding=1),
