@@ -72,6 +72,7 @@ struct TileKernel {
     constexpr int rows() const { return rows_are_lanes() ? vectors * lanes : broadcasts; }
     constexpr int image_rows() const { return (rows_are_lanes() ? broadcasts : vectors) / per_row; }
     constexpr int columns() const { return rows_are_lanes() ? per_row : per_row * lanes; }  // per image row
+    // Whether a tile has one column in each of several image rows.
     constexpr bool upright() const { return side == Side::rows && columns() == 1 && broadcasts > 1; }
     constexpr int abreast() const { return side == Side::diagonal ? rows() : 1; }  // images, side by side
     constexpr int outputs() const { return lanes * vectors * broadcasts; }
