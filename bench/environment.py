@@ -22,18 +22,25 @@ CAPS = {
 }
 MALLOCS = ("tuned", "default")
 
+# Variables with these beginnings change times, whoever set them.
+MATTER = (
+    *("DETCONV_ISA", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "ATEN_"),
+    *("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"),
+)
+
 
 def environment(process: Process) -> dict[str, str]:
     """All variables of a process."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(process.threads))
+    malloc = TUNED_MALLOC if process.malloc == "tuned" else {}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     inherited = {
         k: v for k, v in os.environ.items() if k not in {*TUNED_MALLOC, *(c for cap in CAPS.values() for c in cap)}
     }
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return inherited | added(process) | {"PYTHONPATH": os.pathsep.join(paths)}
+    added = {"DETCONV_ISA": process.isa, **threads, **malloc, **CAPS[process.isa]}
+    return inherited | added | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def added(process: Process) -> dict[str, str]:
-    """The variables that make the difference: they are part of the result."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(process.threads))
-    malloc = TUNED_MALLOC if process.malloc == "tuned" else {}
-    return {"DETCONV_ISA": process.isa, **threads, **malloc, **CAPS[process.isa]}
+def settings(process: Process) -> dict[str, str]:
+    """The variables that matter to times, inherited ones too: they are part of the result."""
+    return {k: v for k, v in sorted(environment(process).items()) if k.startswith(MATTER)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.environment import added, environment
+from bench.environment import environment, settings
 from bench.plan import Options
 from bench.results import Result, Row
 from bench.worker import Job
@@ -61,7 +61,7 @@ def run(jobs: list[Job], options: Options, path: Path) -> Result:
 
 def _take(entry: dict[str, Any], job: Job, result: Result, say: Say) -> None:
     if "process" in entry:
-        result.processes.append(entry["process"] | {"environment": added(job.process)})
+        result.processes.append(entry["process"] | {"environment": settings(job.process)})
     elif "task" in entry:
         suite, layer, which, dtype = entry["task"]
         say(f"{job.process}: {suite}, {layer}, {which}, {dtype}")

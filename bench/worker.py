@@ -22,7 +22,7 @@ from bench.problem import Array, Problem, judged
 from bench.results import Process, Row
 from bench.routes import CHANNELS_LAST, METHODS, REPLAY, ROUTES, TORCH, Route, Unavailable, is_detconv
 from bench.suites import SUITES
-from bench.timing import Seconds, interleaved
+from bench.timing import Seconds, interleaved, summary
 from detconv.testing import instruction_set
 
 
@@ -72,24 +72,32 @@ def rows_of(job: Job, task: Task, peaks: Peaks) -> list[Row]:
     return rows + device.rows(beside, problem, base, {name: routes[name].output() for name in ours})
 
 
+# A call that takes longer, in seconds, is not made again: torch's weight gradients of float16 are oneDNN's plain loops
+# on most processors, 8 to 40 seconds for a layer, and with six calls of each --full took hours.
+LONG = 5.0
+
 # Routes whose outputs are those of another, if both are measured.
 EQUALS = {REPLAY: TORCH[0], CHANNELS_LAST: "naive"}
 
 
 def _checked(problem: Problem, job: Job, base: Row) -> tuple[list[Row], dict[str, Route]]:
-    """A row for each route with everything but its time, and the routes that there are."""
+    """A row for each route, with a time where its call is a long one, and the routes that there are."""
     rows, routes = [], {}
+    _, clock = clock_of(job.process.threads)
     outputs: dict[str, Array] = {}
     for name in job.routes:
         row = replace(base, route=name, equal_bits={}, flags={})
         rows.append(row)
         try:
             route = ROUTES[name].make(problem)
+            start = clock()
             output = route.output()
+            took = clock() - start
         except Unavailable as error:
             row.skipped = str(error)
             continue
         routes[name] = route
+        row.seconds = summary([took], 1) if took > LONG else None
         if name in EQUALS.values():
             outputs[name] = output
         row.summation = route.summation
@@ -139,10 +147,11 @@ def clock_of(threads: int) -> tuple[str, Callable[[], float]]:
 
 
 def _time(rows: list[Row], routes: dict[str, Route], job: Job, peak_gflops: float | None) -> None:
-    """Fill in the times, and what follows from them."""
+    """Fill in the other times, and what follows from all."""
     clock_name, clock = clock_of(job.process.threads)
-    timed = {name: route.timed for name, route in routes.items()}
-    seconds = interleaved(timed, job.seconds, clock, job.least) if timed else {}
+    known = {row.route: row.seconds for row in rows if row.seconds}
+    timed = {name: route.timed for name, route in routes.items() if name not in known}
+    seconds = known | (interleaved(timed, job.seconds, clock, job.least) if timed else {})
     best = best_of_torch(seconds)
     for row in rows:
         if row.route in seconds:

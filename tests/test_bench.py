@@ -631,7 +631,37 @@ def test_torch_is_capped_to_the_instruction_set(isa: str) -> None:
     assert about["build_info"]["instruction_set"] == isa
     assert about["torch"]["capability"] == isa.upper()
     assert about["torch"]["threads"] == 2
-    assert environment.added(job.process)["DETCONV_ISA"] == isa
+    assert environment.settings(job.process)["DETCONV_ISA"] == isa
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_a_long_call_is_timed_once(long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "LONG", 0.0 if long else 1e9)
+    task = worker.Task("forum", "forum", "forward", "float32")
+    job = worker.Job(Process(worker.usable()[-1], "default", 1), [task], ["torch oneDNN", "naive"], 0.01, 3)
+    theirs, ours, *_ = worker.rows_of(job, task, {"float32": 10.0})
+    assert theirs.seconds is not None
+    assert ours.seconds is not None
+    assert ours.check
+    for row in (theirs, ours):
+        assert row.seconds is not None
+        assert (row.seconds.rounds == 1) is long
+        assert row.clock == "thread"
+    assert theirs.ratio == 1
+    assert ours.ratio == ours.seconds.median / theirs.seconds.median
+    assert ours.of_peak == pytest.approx(2 * ours.macs / ours.seconds.median / 1e10)
+
+
+def test_settings_that_a_process_inherits_are_part_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = environment.settings(Process("avx2", "default", 2))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    monkeypatch.setenv("DETCONV_PRETRAINED", "of no matter")
+    settings = environment.settings(Process("avx2", "default", 2))
+    assert settings == before | {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert settings["OMP_NUM_THREADS"] == "2"
+    assert settings.items() <= environment.environment(Process("avx2", "default", 2)).items()
 
 
 @pytest.mark.parametrize(
