@@ -72,8 +72,8 @@ def rows_of(job: Job, task: Task, peaks: Peaks) -> list[Row]:
     return rows + device.rows(beside, problem, base, {name: routes[name].output() for name in ours})
 
 
-# A call that takes longer, in seconds, is not made again: torch's weight gradients of float16 are oneDNN's plain loops
-# on most processors, 8 to 40 seconds for a layer, and with six calls of each --full took hours.
+# A call that takes longer, in seconds, is not made again: torch's weight gradients of float16 can be oneDNN's plain
+# loops, 6 to 35 seconds for a layer; the five more calls of each that are timed otherwise add half an hour to --full.
 LONG = 5.0
 
 # Routes whose outputs are those of another, if both are measured.
