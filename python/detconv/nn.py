@@ -5,6 +5,7 @@ A layer here is a torch layer (``isinstance`` holds) that differs in two methods
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 try:
@@ -19,13 +20,27 @@ import detconv.functional
 from detconv.summation import Summation
 from detconv.torch.ops import text_of
 
-__all__ = ["Conv2d", "ConvTranspose2d"]
+__all__ = ["Conv2d", "ConvTranspose2d", "SummationMismatch"]
+
+
+class SummationMismatch(UserWarning):
+    """Weights that were saved with one summation are loaded into a layer with another one."""
 
 
 class _Summed(torch.nn.modules.conv._ConvNd):
-    """A convolution with a summation."""
+    """A convolution with a summation.
+
+    The summation travels with the weights, in the metadata that ``state_dict()`` has beside its entries and that
+    ``torch.save`` keeps. So entries, their names and their hash are those of torch's layer.
+    """
 
     _summation: str
+    _made_of: tuple[type, type, str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # A class that ``convert`` makes of a user's class is no new class of the user's, who may keep a list of them.
+        if "_made_of" not in vars(cls):
+            super().__init_subclass__(**options)
 
     @property
     def summation(self) -> str:
@@ -38,6 +53,24 @@ class _Summed(torch.nn.modules.conv._ConvNd):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, summation={self.summation!r}"  # type: ignore[no-untyped-call]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None:
+            metadata.setdefault(prefix[:-1], {})["summation"] = self.summation
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *arguments: Any) -> None:
+        saved = local_metadata.get("summation")
+        if saved is not None and saved != self.summation:
+            layer = prefix[:-1] or "the layer"
+            warnings.warn(
+                f"the weights of {layer} were saved with summation {saved!r} and are loaded into a layer with "
+                f"summation {self.summation!r}: its outputs will have other bits",
+                SummationMismatch,
+                stacklevel=2,
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
 
 class Conv2d(_Summed, torch.nn.Conv2d):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import copyreg
+import dis
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from types import CodeType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -68,7 +72,8 @@ def convert(
     Args:
         model: any module; a convolution itself, too. What is detconv's already gets the summation.
         summation: a ``Summation`` or its text.
-        filter_fn: called with every convolution and its name; those for which it returns False are left as they are.
+        filter_fn: called with every convolution and each of its names; those for which it returns False are left as
+            they are.
         strict: raise where a convolution is not swapped, except by filter_fn; the model is then left as it was.
 
     Returns:
@@ -76,10 +81,15 @@ def convert(
 
     Skipped are convolutions of one or three dimensions, quantized, lazy and TorchScript ones, subclasses with a forward
     of their own, layers on other devices or of element types that detconv does not take, and modules whose forward
-    calls ``conv2d`` or the like itself (recognised by that name in its code): ``detconv.override`` reaches those.
+    calls ``conv2d`` or the like itself, or through methods and functions that it names: ``detconv.override`` reaches
+    those.
+
+    A class is swapped for one that has the summation as its default: a user's ``type(layer)(...)`` makes a layer with
+    the same sums. Where an exception is raised, the model is as it was.
 
     Raises:
-        ValueError: a summation that is none; if strict, layers that cannot be swapped.
+        ValueError: a summation that is none; a filter_fn whose answers for two names of one layer differ; if strict,
+            layers that cannot be swapped.
         TypeError: model is no module.
     """
     if not isinstance(model, torch.nn.Module):
@@ -88,10 +98,10 @@ def convert(
     swaps: list[tuple[torch.nn.Module, type]] = []
     swapped, skipped = [], []
     for module, names in modules(model):
-        new_class, reason = examine(module)
+        new_class, reason = examine(module, text)
         if new_class is None and reason is None:
             continue
-        if filter_fn is not None and not filter_fn(module, names[0]):
+        if filter_fn is not None and not _is_wanted(filter_fn, module, names):
             new_class, reason = None, _FILTERED
         line = Line(names, _layer(module), reason or f"{_layer(module, new_class)}, {text}")
         if new_class is None:
@@ -103,10 +113,35 @@ def convert(
     failed = [line for line in skipped if line.note != _FILTERED]
     if strict and failed:
         raise ValueError(f"model must have only convolutions that can be swapped; got\n{Report((), tuple(failed))}")
-    for module, new_class in swaps:
-        module.__class__ = new_class
-        module.summation = text  # type: ignore[assignment]
+    _swap(swaps, text)
     return model, report
+
+
+def _is_wanted(
+    filter_fn: Callable[[torch.nn.Module, str], bool], module: torch.nn.Module, names: tuple[str, ...]
+) -> bool:
+    """What filter_fn says of a module: it is asked for each of its names, and must say the same each time."""
+    answers = {name: bool(filter_fn(module, name)) for name in names}
+    if len(set(answers.values())) == 2:
+        told = ", ".join(f"{answer} for {name!r}" for name, answer in answers.items())
+        raise ValueError(f"filter_fn must answer the same for all names of a layer that is used twice; got {told}")
+    return answers[names[0]]
+
+
+def _swap(swaps: list[tuple[torch.nn.Module, type]], text: str) -> None:
+    """Change the classes of all modules, or of none where one of them cannot be changed."""
+    before = [(module, type(module), dict(vars(module))) for module, _ in swaps]
+    try:
+        for module, new_class in swaps:
+            module.__class__ = new_class
+            module.summation = text  # type: ignore[assignment]
+    except BaseException:
+        for module, old_class, attributes in before:
+            if type(module) is not old_class:
+                module.__class__ = old_class
+            vars(module).clear()
+            vars(module).update(attributes)
+        raise
 
 
 def modules(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, tuple[str, ...]]]:
@@ -118,23 +153,26 @@ def modules(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, tuple[str
         yield module, tuple(names[id(module)])
 
 
-def examine(module: torch.nn.Module) -> tuple[type | None, str | None]:
+def examine(module: torch.nn.Module, summation: str = "pairwise") -> tuple[type | None, str | None]:
     """The class to swap the module's for, or the reason why it stays; neither for what is no convolution."""
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         is_convolution = "Conv" in getattr(module, "original_name", "")
         return None, "it is TorchScript, which does not run Python" if is_convolution else None
+    if isinstance(module, torch.nn.Sequential) and kind.__module__.startswith("torch."):
+        return None, None  # its layers are looked at one by one, those of torch's fused ConvReLU2d too
     if kind.__module__.startswith("torch.ao.nn") and "Conv" in kind.__name__:
         return None, "it is quantized, or prepared to be"
     if not isinstance(module, _ConvNd):
         return None, _reason_by_code(module)
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        return kind, None
     base = kind.__bases__[0] if parametrize.is_parametrized(module) else kind
-    for theirs in _OURS:
+    for theirs, ours in _OURS.items():
         if issubclass(base, theirs):
-            reason = _reason_against(module, base, theirs)
-            return (None, reason) if reason else (_swapped_class(kind, base, theirs), None)
+            if not issubclass(base, ours):
+                reason = _reason_against(module, base, theirs)
+                if reason:
+                    return None, reason
+            return _swapped_class(kind, base, theirs, summation), None
     return None, "detconv has convolutions of two dimensions only"
 
 
@@ -159,46 +197,175 @@ def _differs(base: type, theirs: type, name: str) -> bool:
     return getattr(base, name, None) is not getattr(theirs, name, None)
 
 
+# ---- What a forward calls ----
+
+
 def _reason_by_code(module: torch.nn.Module) -> str | None:
     if type(module).__module__.startswith(("torch.nn.", "detconv.")):
         return None
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    names = set() if code is None else _names_in(code)
-    # An attribute of that name is a submodule, say, which is looked at by itself.
-    called = sorted(name for name in names & _FUNCTIONS if not hasattr(module, name))
-    if not called or "detconv" in names:
-        return None
-    return f"its forward calls {called[0]}: detconv.override reaches that"
+    called = sorted(_called(_function_of(getattr(module, "forward", None)), module, set()))
+    return f"its forward calls {called[0]}: detconv.override reaches that" if called else None
 
 
-def _names_in(code: CodeType) -> set[str]:
-    nested = [_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return set(code.co_names).union(*nested)
+def _function_of(method: Any) -> FunctionType | None:
+    """The user's function to which a call of a method, a partial method or a decorated function comes."""
+    while True:
+        if hasattr(method, "__wrapped__"):
+            method = method.__wrapped__
+        elif isinstance(method, MethodType):
+            method = method.__func__
+        elif isinstance(method, functools.partial | functools.partialmethod):
+            method = method.func
+        elif isinstance(method, FunctionType):
+            return None if (method.__module__ or "").startswith(("torch.", "detconv.")) else method
+        else:
+            return None
 
 
-def _swapped_class(kind: type, base: type, theirs: type[_ConvNd]) -> type:
-    ours: type = _OURS[theirs]
-    if base is not theirs:
-        ours = _subclass(base, ours)
+def _called(function: FunctionType | None, module: torch.nn.Module, seen: set[FunctionType]) -> set[str]:
+    """The names of torch's convolutions that a function names, or a method or a function of the user's that it names.
+
+    A name that leads to a submodule counts for nothing: the submodule is looked at by itself. One whose object cannot
+    be told without running the code, as an item of a list, is judged by its letters.
+    """
+    if function is None or function in seen:
+        return set()
+    seen.add(function)
+    called: set[str] = set()
+    for name, found in _named(function, module):
+        if isinstance(found, torch.nn.Module):
+            continue
+        if found is super:
+            for parent in type(module).__mro__:
+                called |= _called(_function_of(vars(parent).get(function.__name__)), module, seen)
+        users = _function_of(found)
+        if users is not None:
+            called |= _called(users, module, seen)
+        elif found is _UNKNOWN and name in _FUNCTIONS:
+            called.add(name)
+        elif getattr(found, "__name__", None) in _FUNCTIONS and not _is_ours(found):
+            called.add(found.__name__)
+    return called
+
+
+def _is_ours(function: Any) -> bool:
+    return (getattr(function, "__module__", None) or "").startswith("detconv.")
+
+
+_UNKNOWN = object()
+
+
+def _named(function: FunctionType, module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """The names that a function looks up, with what each leads to as far as that is known before the code runs."""
+    codes = [function.__code__]
+    selves = {"self", *function.__code__.co_varnames[:1]}
+    for code in codes:
+        codes += (constant for constant in code.co_consts if isinstance(constant, CodeType))
+        found: Any = _UNKNOWN
+        for instruction in dis.get_instructions(code):
+            operation, name = instruction.opname, instruction.argval
+            if operation in ("CACHE", "EXTENDED_ARG", "PUSH_NULL"):
+                continue
+            if operation.startswith(("LOAD_FAST", "LOAD_DEREF")):
+                last = name[-1] if isinstance(name, tuple) else name
+                found = module if last in selves else _UNKNOWN
+            elif operation.startswith(("LOAD_GLOBAL", "LOAD_NAME")):
+                found = function.__globals__.get(name, vars(builtins).get(name, _UNKNOWN))
+                yield name, found
+            elif operation.startswith(("LOAD_ATTR", "LOAD_METHOD")):
+                found = _attribute(found, name)
+                yield name, found
+            else:
+                found = _UNKNOWN
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    """An attribute of a module of Python's or torch's, without running a property."""
+    if isinstance(owner, torch.nn.Module):
+        own = {**vars(owner), **owner._modules}
+        return own[name] if name in own else inspect.getattr_static(type(owner), name, _UNKNOWN)
+    if isinstance(owner, ModuleType) or owner in (torch.ops, torch.ops.aten):
+        return getattr(owner, name, _UNKNOWN)
+    return _UNKNOWN
+
+
+# ---- Classes ----
+
+
+def _swapped_class(kind: type, base: type, theirs: type[_ConvNd], summation: str) -> type:
+    made = _made_for(base, theirs, summation)
     if kind is base:
-        return ours
+        return made
     # A parametrized layer has a class of its own, in which its parametrizations are properties.
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return type(kind.__name__, (ours,), own)
+    return type(made)(kind.__name__, (made,), own)
+
+
+def _made_for(base: type, theirs: type[_ConvNd], summation: str) -> type:
+    """The class of a layer of class ``base`` once it computes by a summation."""
+    ours: type = _OURS[theirs]
+    if issubclass(base, ours):
+        if base is not ours and "_made_of" not in vars(base):
+            return base  # the user's own subclass of detconv's layer, which says itself what it is made with
+        origin: type = theirs if base is ours else vars(base)["_made_of"][0]
+        base = origin
+    if base is theirs and summation == _DEFAULT:
+        return ours
+    return _made(base, ours, summation)
+
+
+class _Made(type):
+    """The class of the classes that ``convert`` makes: pickles name what they were made of, as they have no name of
+    their own."""
+
+
+def _class_as_pickled(kind: type) -> Any:
+    made_of = vars(kind).get("_made_of")
+    return kind.__qualname__ if made_of is None else (_made, made_of)
+
+
+copyreg.pickle(_Made, _class_as_pickled)
+
+_DEFAULT = "pairwise"
 
 
 @cache
-def _subclass(base: type, ours: type) -> type:
-    """The user's subclass of a torch layer, computed by detconv: one class each, so that pickles can name it."""
+def _made(base: type, ours: type, summation: str) -> type:
+    """A torch layer's class, or the user's subclass of one, computed by detconv.
 
-    def __reduce_ex__(self: torch.nn.Module, protocol: object) -> tuple[Any, ...]:
-        return _new, (base, ours), self.__dict__.copy()
+    The summation is that of every layer that is made by calling the class, so that a user's ``type(layer)(...)`` gives
+    a layer with the same bits.
+    """
 
-    return type(base.__name__, (ours, base), {"__reduce_ex__": __reduce_ex__, "__module__": base.__module__})
+    def __init__(self: Any, *arguments: Any, summation: Summation | str = summation, **options: Any) -> None:
+        ours.__init__(self, *arguments, summation=summation, **options)  # type: ignore[misc]
+
+    is_theirs = any(base is theirs for theirs in _OURS)
+    bases = (ours,) if is_theirs else (ours, base)
+    named = ours if is_theirs else base
+    own = {
+        "__doc__": named.__doc__,
+        "__init__": __init__,
+        "__module__": named.__module__,
+        "__qualname__": named.__qualname__,
+        "_made_of": (base, ours, summation),
+    }
+    made: type = _metaclass(type(base))(named.__name__, bases, own)
+    return made
+
+
+@cache
+def _metaclass(theirs: type) -> type:
+    if theirs is type:
+        return _Made
+    made = type(theirs.__name__, (_Made, theirs), {})
+    copyreg.pickle(made, _class_as_pickled)
+    return made
 
 
 def _new(base: type, ours: type) -> Any:
-    return object.__new__(_subclass(base, ours))
+    """A layer without its attributes: what pickles of version 0.1.0 call."""
+    return object.__new__(_made(base, ours, _DEFAULT))
 
 
 def _layer(module: torch.nn.Module, kind: type | None = None) -> str:
