@@ -14,6 +14,13 @@
 namespace detconv {
 namespace {
 
+// Sums of no terms, whichever extent is empty, are sums over no planes: planning needs a tap.
+void settle_empty_sums(Contraction& c) {
+    if (c.terms() > 0) return;
+    c.planes = 0;
+    c.row_taps = c.column_taps = {0};
+}
+
 // A 1x1 window that moves by one pixel makes one long row of the whole image, if memory lies that way.
 void flatten(Contraction& c) {
     if (c.row_taps != std::vector<Index>{0} || c.column_taps != std::vector<Index>{0} || c.step.h != 1 || c.step.w != 1)
@@ -275,6 +282,7 @@ void run(Contraction contraction, const Execution& execution) {
     const Contraction& c = contraction;
     const parallel::FloatEnvironment environment;  // planning computes, too
     if (c.batches == 0 || c.groups == 0 || c.rows == 0 || c.columns.h == 0 || c.columns.w == 0) return;
+    settle_empty_sums(contraction);
     flatten(contraction);
     take_groups_together(contraction, execution.kernels);
     if (stand_up(contraction, execution.kernels)) pack_fewer_rows(contraction);

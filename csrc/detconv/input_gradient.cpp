@@ -44,10 +44,10 @@ void input_gradient(const Convolution& g, const View<const T>& grad_output, cons
             c.batches = g.samples;
             c.groups = g.groups;
             c.rows = g.group_channels();
-            c.planes = none ? 0 : g.group_outputs();
+            c.planes = g.group_outputs();
             c.columns = {(g.height - top - 1) / g.stride.h + 1, (g.width - left - 1) / g.stride.w + 1};
-            c.row_taps = none ? std::vector<Index>{0} : h.reads;
-            c.column_taps = none ? std::vector<Index>{0} : w.reads;
+            c.row_taps = h.reads;
+            c.column_taps = w.reads;
             c.step = {1, 1};
             c.image_size = {grad_output.shape[2], grad_output.shape[3]};
             c.image = {.data = grad_output.data, .batch = yn, .group = c.planes * yo, .plane = yo, .h = yh, .w = yw};
