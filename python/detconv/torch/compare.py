@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
-from detconv import nn
 from detconv.console import progress, wrapped
-from detconv.torch.convert import examine, modules
-from detconv.torch.tensors import ELEMENT_TYPES
+from detconv.torch.calls import Call, Run, Unmatched, run
 from detconv.verdict.bounds import CONFIDENCE, FORMATS, half_ulp
 from detconv.verdict.judge import STATUSES, Verdict, judge_problem
 from detconv.verdict.problem import Problem, numbers
@@ -31,14 +25,6 @@ if TYPE_CHECKING:
 # The factor by which a difference grows between two convolutions that is worth a word: activations and normalisations
 # of rounded inputs stay far below.
 _JUMP = 1e3
-
-# Code that computes a convolution and nothing else.
-_PLAIN = {
-    getattr(kind, name)
-    for kind in (torch.nn.Conv2d, torch.nn.ConvTranspose2d, nn.Conv2d, nn.ConvTranspose2d)
-    for name in ("forward", "_conv_forward")
-    if hasattr(kind, name)
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +54,8 @@ class Layer:
         a, b: is each output right, for the input and the parameters it was computed from?
         b_as_a: is model b's output right for model b's input and model a's parameters? That is ``b`` where the
             parameters are the same, to the bit, and None where it cannot be judged.
-        same_parameters: whether weight, bias and geometry are the same.
+        different: the names of the parameters that differ: ``"weight"``, ``"bias"``, ``"stride"``, ``"padding"``,
+            ``"dilation"``, ``"groups"``, ``"padding_mode"``.
         input_difference, output_difference: of b from a, relative: the norm of the difference over the norm of a.
         ulps: the median distance of b's outputs from a's, in units in the last place of a's.
     """
@@ -80,10 +67,15 @@ class Layer:
     a: Judged
     b: Judged
     b_as_a: Judged | None
-    same_parameters: bool
+    different: tuple[str, ...]
     input_difference: float
     output_difference: float
     ulps: float
+
+    @property
+    def same_parameters(self) -> bool:
+        """Whether weight, bias and geometry are the same, to the bit."""
+        return not self.different
 
     @property
     def status(self) -> str:
@@ -104,23 +96,17 @@ class Layer:
 
     def explain(self) -> str:
         """What is wrong with the layer, or that nothing is."""
-        for model, name, judged in (("a", self.name_a, self.a), ("b", self.name_b, self.b)):
-            if judged.status == "mistake":
-                return f"Model {model} computes {name} wrong.\n\n{judged.explanation}"
-        if self.b_as_a is not None and self.b_as_a.status == "mistake":
-            return (
-                f"Each model computes {self.name} right, but not the same convolution: the parameters differ. Model "
-                f"b's output, judged by model a's parameters:\n\n{self.b_as_a.explanation}"
-            )
+        for status, wrong in (("mistake", "computes {} wrong"), ("unlikely", "probably computes {} wrong")):
+            for model, name, judged in (("a", self.name_a, self.a), ("b", self.name_b, self.b)):
+                if judged.status == status:
+                    return f"Model {model} {wrong.format(name)}.\n\n{judged.explanation}"
+            if self.b_as_a is not None and self.b_as_a.status == status:
+                differ = f"{_listed(self.different)} {'differs' if len(self.different) == 1 else 'differ'}"
+                return (
+                    f"Each model computes {self.name} right, but not the same convolution: the {differ}. Model "
+                    f"b's output, judged by model a's parameters:\n\n{self.b_as_a.explanation}"
+                )
         return f"{self.name}: the models differ by no more than rounding and what came in."
-
-
-class Unmatched(NamedTuple):
-    """A convolution that was not compared."""
-
-    model: str  # "a" or "b"
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +115,7 @@ class Comparison:
 
     Attributes:
         layers: the convolutions that both models called, in the sequence of the calls.
-        skipped: those that were not compared, with the reasons.
+        skipped: the calls that were not compared, with the reasons.
         output_difference: relative, of what the models returned; None where that has not the same form.
     """
 
@@ -142,6 +128,11 @@ class Comparison:
         """The first convolution whose difference is more than rounding."""
         return next((layer for layer in self.layers if layer.status == "mistake"), None)
 
+    @property
+    def unlikely(self) -> tuple[Layer, ...]:
+        """The convolutions whose difference is improbable for rounding, but no proven mistake."""
+        return tuple(layer for layer in self.layers if layer.status == "unlikely")
+
     def __str__(self) -> str:
         return "\n".join(_report(self))
 
@@ -153,24 +144,27 @@ class Comparison:
         """
         return _plot(self)
 
-    def to_json(self) -> str:
-        """The report as JSON: an object with ``first_mistake`` (a number from 0, or null), ``layers``, ``skipped``."""
-        layers = [_layer_record(layer) for layer in self.layers]
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data: ``version``, ``first_mistake`` (the place of a layer from 0, or None),
+        ``unlikely`` (places of layers), ``layers``, ``skipped``, ``output_difference``."""
         first = self.first_mistake
-        return json.dumps(
-            {
-                "first_mistake": None if first is None else self.layers.index(first),
-                "layers": layers,
-                "skipped": [line._asdict() for line in self.skipped],
-                "output_difference": None if self.output_difference is None else number(self.output_difference),
-            },
-            allow_nan=False,
-        )
+        return {
+            "version": 1,
+            "first_mistake": None if first is None else self.layers.index(first),
+            "unlikely": [self.layers.index(layer) for layer in self.unlikely],
+            "layers": [_layer_record(layer) for layer in self.layers],
+            "skipped": [line._asdict() for line in self.skipped],
+            "output_difference": None if self.output_difference is None else number(self.output_difference),
+        }
+
+    def to_json(self) -> str:
+        """``to_dict`` as JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False)
 
 
 def compare_models(
-    model_a: torch.nn.Module,
-    model_b: torch.nn.Module,
+    model_a: Callable[..., Any],
+    model_b: Callable[..., Any],
     inputs: Any,
     *,
     dtype: str | None = None,
@@ -178,38 +172,44 @@ def compare_models(
 ) -> Comparison:
     """Run two models on the same inputs, and judge every convolution of both.
 
-    Each output of a Conv2d or ConvTranspose2d is judged by the input that the layer got in its own model: so a layer is
-    not blamed for what came before it. Model b's outputs are judged by model a's parameters too, where they differ. The
-    differences between the models show how rounding, or a mistake, grows from layer to layer.
+    Each output of a convolution of two dimensions, transposed or not, is judged by the input that the call got in its
+    own model: so a layer is not blamed for what came before it. Model b's outputs are judged by model a's parameters
+    too, where they differ. The differences between the models show how rounding, or a mistake, grows from layer to
+    layer.
 
-    The layers are matched by the sequence of their calls and their shapes, whatever their names. The models run without
-    gradients, from the same state of torch's random numbers, and in the mode they are in: call ``eval()`` before where
-    dropout and batch statistics should be off. They are left as they were, buffers included. The inputs and outputs of
-    all convolutions are kept until the end.
+    Calls are watched, whoever makes them: layers, functions, forwards of the user's own, TorchScript. A function that
+    ``torch.compile`` made runs uncompiled while it is watched. What torch's dispatcher does not see, a convolution
+    written in C++ or Triton say, is not met; every other convolution that cannot be judged is listed with the reason.
+
+    The calls are matched by their sequence and their shapes, whatever their names. The models run without gradients,
+    from the same state of torch's random numbers, and in the mode they are in: call ``eval()`` before where dropout and
+    batch statistics should be off. They are left as they were, buffers and attributes included, and so are the inputs.
+    The inputs and outputs of all convolutions are kept until the end.
 
     Args:
-        model_a: the model to trust.
+        model_a: the model to trust: a module, or a function.
         model_b: the model in question.
         inputs: what the models are called with: one argument, a tuple of them or a dict of named ones. Each model gets
-            a copy of its tensors, on the device of its first parameter.
+            a copy, its tensors on the device of the model's first parameter.
         dtype: the format in which both claim to add; as for ``detconv.judge``.
         confidence: for each layer; as for ``detconv.judge``.
 
     Raises:
-        TypeError: a model is no module.
+        TypeError: a model cannot be called.
         ValueError: no convolution is called by both; an unknown dtype, a confidence out of range.
     """
     for name, model in (("model_a", model_a), ("model_b", model_b)):
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"{name} must be a torch.nn.Module; got {type(model).__name__}")
+        if not callable(model):
+            raise TypeError(f"{name} must be a torch.nn.Module or a function; got {type(model).__name__}")
     if dtype is not None and dtype not in FORMATS:
         raise ValueError(f"dtype must be one of {', '.join(FORMATS)}; got {dtype!r}")
-    run_a, run_b = _run("a", model_a, inputs), _run("b", model_b, inputs)
+    run_a, run_b = run("a", model_a, inputs), run("b", model_b, inputs)
     pairs, alone = _matched(run_a.calls, run_b.calls)
     if not pairs:
         raise ValueError(
-            "model_a and model_b must call a Conv2d or ConvTranspose2d of the same shapes; got "
+            "model_a and model_b must call a convolution of two dimensions with the same shapes; got "
             f"{len(run_a.calls)} and {len(run_b.calls)} calls that detconv can judge, none of which match"
+            + _reasons((*run_a.skipped, *run_b.skipped))
         )
 
     def judged(output: Tensor, problem: Problem) -> Judged:
@@ -223,154 +223,10 @@ def compare_models(
     return Comparison(tuple(layers), (*run_a.skipped, *run_b.skipped, *alone), _output_difference(run_a, run_b))
 
 
-# ---- Running ----
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of a convolution, on the CPU."""
-
-    name: str
-    kind: str
-    input: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    output: Tensor
-    geometry: dict[str, Any]
-
-    def problem(self, input: Tensor) -> Problem:
-        """What the layer has to compute for an input, in the wider of the element types."""
-        wide = torch.promote_types(input.dtype, self.weight.dtype)
-        x, weight, bias = (None if t is None else t.to(wide) for t in (input, self.weight, self.bias))
-        stride, padding, dilation, groups = (self.geometry[n] for n in ("stride", "padding", "dilation", "groups"))
-        if self.kind == "Conv2d":
-            if self.geometry["pad"] is not None:
-                mode, sides = self.geometry["pad"]
-                x, padding = functional.pad(input.to(wide), sides, mode=mode), 0
-            return Problem.of("conv2d", x, weight, bias, stride, padding, dilation, groups)
-        if bias is None:
-            return Problem.of("conv2d_input", tuple(self.output.shape), weight, x, stride, padding, dilation, groups)
-        extra = self._output_padding(input)
-        return Problem.of("conv_transpose2d", x, weight, bias, stride, padding, extra, groups, dilation)
-
-    def _output_padding(self, input: Tensor) -> tuple[int, int]:
-        """What the size of the output says of it."""
-        g, sizes = self.geometry, zip(input.shape[-2:], self.output.shape[-2:], self.weight.shape[-2:], strict=True)
-        least = [
-            (n - 1) * s - 2 * p + d * (k - 1) + 1
-            for (n, _, k), s, p, d in zip(sizes, g["stride"], g["padding"], g["dilation"], strict=True)
-        ]
-        height, width = (size - low for size, low in zip(self.output.shape[-2:], least, strict=True))
-        return height, width
-
-    @property
-    def shapes(self) -> tuple[Any, ...]:
-        """By which calls of two models are matched."""
-        return self.kind, tuple(self.weight.shape), tuple(self.output.shape)
-
-
-@dataclass(frozen=True)
-class _Run:
-    calls: list[_Call]
-    skipped: list[Unmatched]
-    output: Any
-
-
-def _run(which: str, model: torch.nn.Module, inputs: Any) -> _Run:
-    """Call a model and record its convolutions; hooks, buffers and random numbers are afterwards as before."""
-    run = _Run([], [], None)
-    hooks = []
-    place = next(model.parameters(), torch.empty(0)).device
-    args, kwargs = _arguments(_copied(inputs, place))
-    with _buffers_kept(model), torch.random.fork_rng(devices=[]), torch.no_grad(), parametrize.cached():
-        try:
-            for module, names in modules(model):
-                reason = _reason_against(module)
-                name = names[0] or "(the model)"
-                if reason:
-                    run.skipped.append(Unmatched(which, name, reason))
-                elif isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
-                    hook = _recorder(which, name, run)
-                    # First of all hooks: others may change what the layer gave.
-                    hooks.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-            output = model(*args, **kwargs)
-        finally:
-            for handle in hooks:
-                handle.remove()
-    return _Run(run.calls, run.skipped, output)
-
-
-def _recorder(which: str, name: str, run: _Run) -> Callable[..., None]:
-    calls = 0
-
-    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        nonlocal calls
-        calls += 1
-        called = name if calls == 1 else f"{name} (call {calls})"
-        input = args[0] if args else kwargs["input"]
-        tensors = (input, output, module.weight)
-        strange = next((x for x in tensors if not isinstance(x, Tensor) or x.dtype not in ELEMENT_TYPES), None)
-        if strange is not None:
-            kind = strange.dtype if isinstance(strange, Tensor) else type(strange).__name__
-            run.skipped.append(Unmatched(which, called, f"it has arrays of {kind}"))
-            return
-        geometry = {n: getattr(module, n) for n in ("stride", "padding", "dilation", "groups")}
-        padded = module.padding_mode != "zeros"
-        geometry["pad"] = (module.padding_mode, module._reversed_padding_repeated_twice) if padded else None
-        kind = "Conv2d" if isinstance(module, torch.nn.Conv2d) else "ConvTranspose2d"
-        # Copies: later layers may write into them, a ReLU(inplace=True) say.
-        bias = None if module.bias is None else _on_cpu(module.bias)
-        run.calls.append(_Call(called, kind, _on_cpu(input), _on_cpu(module.weight), bias, _on_cpu(output), geometry))
-
-    return record
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _reason_against(module: torch.nn.Module) -> str | None:
-    """Why a convolution cannot be compared; None for one that can be, and for what is none."""
-    if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and isinstance(module, _ConvNd):
-        codes = {name: getattr(module, name) for name in ("forward", "_conv_forward") if hasattr(module, name)}
-        own = [name for name, code in codes.items() if getattr(code, "__func__", code) not in _PLAIN]
-        return f"it has its own {own[0]}" if own else None
-    reason = examine(module)[1]
-    return None if reason is None else reason.partition(":")[0]
-
-
-@contextmanager
-def _buffers_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Running statistics, say, which a model in training mode changes."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)
-
-
-def _copied(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to(device, copy=True)
-    if isinstance(value, Mapping):
-        return {key: _copied(inner, device) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(_copied(inner, device) for inner in value)
-    return value
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
-
-
 # ---- Comparing ----
 
 
-def _matched(a: Sequence[_Call], b: Sequence[_Call]) -> tuple[list[tuple[_Call, _Call]], list[Unmatched]]:
+def _matched(a: Sequence[Call], b: Sequence[Call]) -> tuple[list[tuple[Call, Call]], list[Unmatched]]:
     """The calls of both models in pairs, and those that have no partner."""
     blocks = SequenceMatcher(None, [c.shapes for c in a], [c.shapes for c in b], autojunk=False).get_matching_blocks()
     places = [(block.a + k, block.b + k) for block in blocks for k in range(block.size)]
@@ -385,11 +241,11 @@ def _matched(a: Sequence[_Call], b: Sequence[_Call]) -> tuple[list[tuple[_Call, 
     return [(a[i], b[j]) for i, j in places], alone
 
 
-def _compared(a: _Call, b: _Call, judged: Callable[[Tensor, Problem], Judged]) -> Layer:
-    same = _same_parameters(a, b)
+def _compared(a: Call, b: Call, judged: Callable[[Tensor, Problem], Judged]) -> Layer:
+    different = _different(a, b)
     of_b = judged(b.output, b.problem(b.input))
     try:
-        crossed: Judged | None = of_b if same else judged(b.output, a.problem(b.input))
+        crossed: Judged | None = judged(b.output, a.problem(b.input)) if different else of_b
     except (TypeError, ValueError):  # the layers do not fit each other's inputs
         crossed = None
     return Layer(
@@ -400,18 +256,25 @@ def _compared(a: _Call, b: _Call, judged: Callable[[Tensor, Problem], Judged]) -
         a=judged(a.output, a.problem(a.input)),
         b=of_b,
         b_as_a=crossed,
-        same_parameters=same,
+        different=different,
         input_difference=_difference(a.input, b.input),
         output_difference=_difference(a.output, b.output),
         ulps=_ulps(a.output, b.output),
     )
 
 
-def _same_parameters(a: _Call, b: _Call) -> bool:
-    if a.geometry != b.geometry or (a.bias is None) != (b.bias is None):
-        return False
-    pairs = [(a.weight, b.weight)] + ([] if a.bias is None or b.bias is None else [(a.bias, b.bias)])
-    return all(x.dtype == y.dtype and _bytes(x) == _bytes(y) for x, y in pairs)
+def _different(a: Call, b: Call) -> tuple[str, ...]:
+    """The names of the parameters that are not the same, to the bit."""
+    names = [name for name in ("weight", "bias") if not _are_same(getattr(a, name), getattr(b, name))]
+    steps = {"pad": "padding_mode"}
+    names += [steps.get(name, name) for name in a.geometry if a.geometry[name] != b.geometry[name]]
+    return tuple(names)
+
+
+def _are_same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and _bytes(a) == _bytes(b)
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -442,7 +305,7 @@ def _ulps(a: Tensor, b: Tensor) -> float:
     return float(np.median(np.where(np.isnan(distance), np.inf, distance)))
 
 
-def _output_difference(a: _Run, b: _Run) -> float | None:
+def _output_difference(a: Run, b: Run) -> float | None:
     left, right = (list(_tensors(run.output)) for run in (a, b))
     if not left or [t.shape for t in left] != [t.shape for t in right]:
         return None
@@ -477,7 +340,7 @@ def _report(comparison: Comparison) -> Iterator[str]:
             "x".join(map(str, layer.shape)),
             layer.a.status,
             layer.b.status,
-            "the same" if layer.same_parameters else layer.b_as_a.status if layer.b_as_a else "cannot be judged",
+            _by_as(layer),
             f"{layer.input_difference:.1e}",
             f"{layer.output_difference:.1e}",
             f"{layer.amplification:.3g}",
@@ -496,11 +359,31 @@ def _report(comparison: Comparison) -> Iterator[str]:
     else:
         yield f"The first convolution whose difference is more than rounding: {first.name}.\n"
         yield wrapped(first.explain())
+    if comparison.unlikely:
+        yield f"\nImprobable for rounding, though no proven mistake: {_listed([u.name for u in comparison.unlikely])}."
+        if first is None:
+            yield "\n" + wrapped(comparison.unlikely[0].explain())
     yield from _elsewhere(comparison)
     if comparison.skipped:
         yield ""
         yield "Not compared:"
         yield from (f"  model {line.model}: {line.name}: {line.reason}" for line in comparison.skipped)
+
+
+def _by_as(layer: Layer) -> str:
+    """What model b's output is by model a's parameters, and which of these differ."""
+    if layer.same_parameters:
+        return "the same"
+    status = layer.b_as_a.status if layer.b_as_a else "cannot be judged"
+    return f"{status} ({', '.join(layer.different)})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _reasons(skipped: Sequence[Unmatched]) -> str:
+    return "".join(f"\n  model {line.model}: {line.name}: {line.reason}" for line in skipped[:8])
 
 
 def _elsewhere(comparison: Comparison) -> Iterator[str]:
@@ -512,7 +395,7 @@ def _elsewhere(comparison: Comparison) -> Iterator[str]:
                 f"Between {before} and {layer.name} the difference grows to {layer.input_difference:.1e}, "
                 f"{layer.input_difference / largest:.2g} times what it was: look at what lies between them."
             )
-        if layer.status == "mistake":
+        if layer.status in ("mistake", "unlikely"):
             return
         before, largest = layer.name, max(largest, layer.input_difference, layer.output_difference)
     if comparison.output_difference is not None and comparison.output_difference > _JUMP * largest:
@@ -540,6 +423,7 @@ def _layer_record(layer: Layer) -> dict[str, Any]:
         "b": side(layer.b),
         "b_as_a": side(layer.b_as_a),
         "same_parameters": layer.same_parameters,
+        "different": list(layer.different),
         "input_difference": number(layer.input_difference),
         "output_difference": number(layer.output_difference),
         "amplification": number(layer.amplification),
