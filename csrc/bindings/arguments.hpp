@@ -10,7 +10,15 @@
 
 namespace detconv::bindings {
 
-inline std::string text(pybind11::handle value) { return pybind11::cast<std::string>(pybind11::repr(value)); }
+// The value's repr as messages show it; lone surrogates, which UTF-8 has not, are spelt out.
+inline std::string text(pybind11::handle value) {
+    namespace py = pybind11;
+    const py::object repr = py::repr(value);
+    const auto utf8 =
+        py::reinterpret_steal<py::bytes>(PyUnicode_AsEncodedString(repr.ptr(), "utf-8", "backslashreplace"));
+    if (!utf8) throw py::error_already_set();
+    return shortened(std::string_view(utf8));
+}
 
 inline Index integer(pybind11::handle value, const char* name, const char* valid) {
     namespace py = pybind11;
@@ -43,9 +51,8 @@ inline Extent pair(pybind11::handle value, const char* name) {
 
 inline Padding padding_of(pybind11::handle value, const std::array<Index, 4>& weight, Extent stride, Extent dilation) {
     if (PyUnicode_Check(value.ptr())) {
-        const auto word = pybind11::cast<std::string>(value);
-        if (word == "same") return same_padding(weight, stride, dilation);
-        if (word == "valid") return {};
+        if (PyUnicode_CompareWithASCIIString(value.ptr(), "same") == 0) return same_padding(weight, stride, dilation);
+        if (PyUnicode_CompareWithASCIIString(value.ptr(), "valid") == 0) return {};
         throw InvalidArgument("padding must be an int, a pair of ints, \"same\" or \"valid\"; got " + text(value));
     }
     const Extent both = pair(value, "padding");

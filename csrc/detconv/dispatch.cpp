@@ -44,7 +44,7 @@ const Kernels& find(std::string_view name, const char* source) {
         valid += (valid.empty() ? "\"" : ", \"") + std::string(candidate.kernels.name) + '"';
     }
     throw InvalidArgument(std::string(source) + " must be one of " + valid + " on this machine; got \"" +
-                          std::string(name) + '"');
+                          shortened(name) + '"');
 }
 
 const Kernels& best() {

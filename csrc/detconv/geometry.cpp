@@ -59,6 +59,16 @@ auto within_64_bits(Compute&& compute, const std::array<Index, 4>& input, const 
 
 }  // namespace
 
+std::string shortened(std::string_view text) {
+    constexpr std::size_t most = 200;
+    std::size_t characters = 0, end = 0;  // bytes 10xxxxxx continue a character
+    for (std::size_t i = 0; i < text.size() && characters <= most; ++i) {
+        if ((static_cast<unsigned char>(text[i]) & 0xc0) != 0x80) ++characters;
+        if (characters <= most - 3) end = i + 1;
+    }
+    return characters <= most ? std::string(text) : std::string(text.substr(0, end)) + "...";
+}
+
 Index checked_multiply(Index a, Index b, const char* what) {
     Index result;
     if (__builtin_mul_overflow(a, b, &result)) throw InvalidArgument(std::string(what) + " does not fit in 64 bits");

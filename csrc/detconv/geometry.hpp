@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace detconv {
 
@@ -14,6 +15,9 @@ using Index = std::int64_t;
 struct InvalidArgument : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
+
+// What came from a caller, as messages show it: the first 200 characters of UTF-8 text, and "..." where there are more.
+std::string shortened(std::string_view text);
 
 // a * b, a + b; throw InvalidArgument (naming `what`) where the result does not fit 64 bits.
 Index checked_multiply(Index a, Index b, const char* what);

@@ -24,7 +24,7 @@ std::size_t index_of(std::string_view value, const std::array<const char*, N>& n
         return static_cast<std::size_t>(found - names.begin());
     std::string valid;
     for (const char* name : names) valid += (valid.empty() ? "\"" : ", \"") + std::string(name) + '"';
-    throw InvalidArgument(std::string(field) + " must be one of " + valid + "; got \"" + std::string(value) + '"');
+    throw InvalidArgument(std::string(field) + " must be one of " + valid + "; got \"" + shortened(value) + '"');
 }
 
 constexpr auto method_names = [] {
@@ -141,7 +141,7 @@ Summation::Summation(std::string_view method, std::string_view order, std::strin
         throw InvalidArgument(
             "order must be a permutation of \"c,kh,kw\" or a text in the order language, such as "
             "\"25x(+1){16x(+25){f0}} bias\"; got \"" +
-            std::string(order) + '"');
+            shortened(order) + '"');
     expression_ = std::make_shared<const order::Expression>(order::parse(order));
     order_ = order::print(*expression_);
     auto fixed = [](bool holds, const char* field, const char* only, const std::string& got) {

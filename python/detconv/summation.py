@@ -9,15 +9,17 @@ from operator import index
 from typing import final
 
 from detconv import _core
+from detconv.quoting import quoted
 
 _LARGEST_BLOCK = 2**31 - 1
 
 # One item of a summation's text: a method, or name=value with the value in double quotes where it has spaces.
 _ITEM = re.compile(r'(?:(?P<name>\w+)=)?(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"=]+))(?=\s|\Z)')
 
-# The engine's messages start with the field at fault and, for an explicit order, give the column in that order.
+# The engine's messages start with the field at fault. Those about the syntax of an explicit order start with "order:",
+# and give the column in it.
 _ENGINE_FIELD = re.compile(r"\w+")
-_ENGINE_COLUMN = re.compile(r" at column (\d+) of ")
+_ENGINE_COLUMN = re.compile(r"order: .*? at column (\d+) of ")
 
 
 class _Compiled:
@@ -62,8 +64,11 @@ class Summation(_Compiled):
 
     def __post_init__(self) -> None:
         for name in ("method", "order", "products", "bias", "samples"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a str; got {type(getattr(self, name)).__name__}")
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a str; got {type(value).__name__}")
+            if not _is_unicode(value):
+                raise ValueError(f"{name} must be text without lone surrogates; got {quoted(value)}")
         block = _checked_block(self.block)
         compiled = _core.Summation(self.method, self.order, self.products, self.bias, block, self.samples)
         object.__setattr__(self, "_compiled", compiled)
@@ -83,6 +88,11 @@ class Summation(_Compiled):
                 text = str(value)
                 items.append(f'{field.name}="{text}"' if " " in text else f"{field.name}={text}")
         return " ".join(items)
+
+    def __repr__(self) -> str:
+        """As Python code; an order of more than 200 characters is shortened."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return f"Summation({', '.join(f'{name}={quoted(value)}' for name, value in values.items())})"
 
     def __reduce__(self) -> tuple[type[Summation], tuple[str | int, ...]]:
         return Summation, tuple(getattr(self, field.name) for field in fields(self))
@@ -125,12 +135,16 @@ class Summation(_Compiled):
 _parse_once = lru_cache(maxsize=64)(Summation.parse)
 
 
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _checked_block(block: object) -> int:
     if isinstance(block, bool) or not hasattr(block, "__index__"):
         raise TypeError(f"block must be an int; got {type(block).__name__}")
     value = index(block)
     if not 1 <= value <= _LARGEST_BLOCK:
-        raise ValueError(f"block must be from 1 to {_LARGEST_BLOCK}; got {value}")
+        raise ValueError(f"block must be from 1 to {_LARGEST_BLOCK}; got {quoted(value)}")
     return value
 
 
@@ -146,7 +160,7 @@ def _read_items(text: str) -> tuple[dict[str, str | int], dict[str, int]]:
             raise _error_at(position + 1, "expected a method or name=value (a value with spaces in double quotes)")
         name = item["name"] or "method"
         if name not in names:
-            raise _error_at(position + 1, f'unknown field "{name}"; valid: {", ".join(names)}')
+            raise _error_at(position + 1, f"unknown field {quoted(name)}; valid: {', '.join(names)}")
         if name in values:
             hint = "" if item["name"] else "; a value with spaces stands in double quotes"
             raise _error_at(position + 1, f"{name} is given twice{hint}")
@@ -167,7 +181,7 @@ def _skip_space(text: str, position: int) -> int:
 
 def _block_from(digits: str, column: int) -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(_LARGEST_BLOCK))):
-        raise _error_at(column, f'block must be from 1 to {_LARGEST_BLOCK}; got "{digits}"')
+        raise _error_at(column, f"block must be from 1 to {_LARGEST_BLOCK}; got {quoted(digits)}")
     return int(digits)
 
 
@@ -177,7 +191,7 @@ def _located(error: ValueError, columns: dict[str, int]) -> ValueError:
     field = _ENGINE_FIELD.match(message)
     if field is None or field[0] not in columns:  # fields that contradict each other: no one place is wrong
         return ValueError(f"summation: {message}")
-    inside = _ENGINE_COLUMN.search(message)
+    inside = _ENGINE_COLUMN.match(message)
     return _error_at(columns[field[0]] + (int(inside[1]) - 1 if inside else 0), message)
 
 

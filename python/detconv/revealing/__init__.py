@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from detconv.console import progress
+from detconv.quoting import quoted
 from detconv.revealing.box import Box, OutOfTime
 from detconv.revealing.keys import key_of
 from detconv.revealing.locality import REPEATS, leaks, no_terms_are_zero, repeats
@@ -83,7 +84,7 @@ def reveal(
     start = time.monotonic()
     geometry = Geometry.of(input_shape, weight_shape, bias, stride, padding, dilation, groups, dtype, pass_)
     if not budget_s > 0:
-        raise ValueError(f"budget_s must be positive; got {budget_s!r}")
+        raise ValueError(f"budget_s must be positive; got {quoted(budget_s)}")
     box = Box(fn, arrays, layout, differentiate, start + budget_s)
     with progress() as say:
         found = _search(box, geometry, hypotheses, seed, lambda text: say(f"reveal {box.name}: {text}"))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from detconv import routes
+from detconv.quoting import quoted
 from detconv.revealing.passes import Array, Geometry
 
 
@@ -34,7 +35,7 @@ def make(route: str, arguments: Mapping[str, Any], onednn: bool = True) -> Black
         ImportError: its library is not installed.
     """
     if route not in ROUTES:
-        raise ValueError(f"function must be one of {', '.join(ROUTES)}, or MODULE:FUNCTION; got {route!r}")
+        raise ValueError(f"function must be one of {', '.join(ROUTES)}, or MODULE:FUNCTION; got {quoted(route)}")
     geometry = Geometry.of(**arguments)
     fn = _torch(geometry, onednn) if route == "torch" else ROUTES[route](geometry)
     fn.__qualname__ = route if onednn else f"{route} without oneDNN"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from detconv.quoting import quoted
 from detconv.revealing.passes import Array, Geometry
 
 KINDS = ("numpy", "torch")
@@ -49,9 +50,9 @@ class Box:
         if arrays is None:
             arrays = "torch" if differentiate or is_torchs(fn) else "numpy"
         if arrays not in KINDS:
-            raise ValueError(f"arrays must be one of {', '.join(KINDS)}, or None; got {arrays!r}")
+            raise ValueError(f"arrays must be one of {', '.join(KINDS)}, or None; got {quoted(arrays)}")
         if layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {quoted(layout)}")
         if layout != "contiguous" and arrays != "torch":
             raise ValueError('layout: only with arrays="torch"')
         if differentiate and arrays != "torch":

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from detconv.quoting import quoted
 from detconv.revealing import Reveal, black_boxes, identify, reveal
 from detconv.revealing.box import KINDS, LAYOUTS
 from detconv.revealing.passes import DTYPES, PASSES
@@ -103,7 +104,7 @@ def _imported(text: str) -> Callable[..., Any]:
     found: Any = import_module(module)
     for name in names.split("."):
         if not hasattr(found, name):
-            raise ValueError(f"function: {module} has no {names!r}")
+            raise ValueError(f"function: {module} has no {quoted(names)}")
         found = getattr(found, name)
     return found  # type: ignore[no-any-return]
 
@@ -114,7 +115,9 @@ def _sizes(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if len(sizes) != 4 or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"must be four sizes with commas between, such as 1,16,28,28; got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be four sizes with commas between, such as 1,16,28,28; got {quoted(text)}"
+        )
     return sizes
 
 
@@ -126,5 +129,5 @@ def _pair(text: str) -> int | tuple[int, int] | str:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise argparse.ArgumentTypeError(f"must be one int, or two with a comma between; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be one int, or two with a comma between; got {quoted(text)}")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])

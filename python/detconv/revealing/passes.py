@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detconv import _core
+from detconv.quoting import quoted
 from detconv.summation import Summation
 
 Array = NDArray[Any]
@@ -64,7 +65,7 @@ class Geometry:
             ValueError, TypeError: as ``conv2d``; a shape without an output; a pass or dtype that is none.
         """
         if pass_ not in PASSES:
-            raise ValueError(f"pass_ must be one of {', '.join(PASSES)}; got {pass_!r}")
+            raise ValueError(f"pass_ must be one of {', '.join(PASSES)}; got {quoted(pass_)}")
         name = _dtype_name(dtype)
         shapes = _shape("input_shape", input_shape), _shape("weight_shape", weight_shape)
         if not isinstance(bias, bool):
@@ -124,7 +125,7 @@ class Geometry:
 def _dtype_name(dtype: Any) -> str:
     name = str(dtype).removeprefix("torch.") if not isinstance(dtype, type) else np.dtype(dtype).name
     if name not in DTYPES:
-        raise ValueError(f"dtype must be {' or '.join(DTYPES)}; got {dtype!r}")
+        raise ValueError(f"dtype must be {' or '.join(DTYPES)}; got {quoted(dtype)}")
     return name
 
 
@@ -135,7 +136,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
     except (TypeError, ValueError):
         valid = False
     if not valid:
-        raise ValueError(f"{name} must be 4 sizes, as (N, C, H, W) or (O, C / groups, KH, KW); got {value!r}")
+        raise ValueError(f"{name} must be 4 sizes, as (N, C, H, W) or (O, C / groups, KH, KW); got {quoted(value)}")
     return shape
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from detconv.quoting import first_line, quoted, shortened
+
+# Nested containers give names that are joined by dots; what lies deeper than a name of so many characters has none.
+_LONGEST_NAME = 1000
 
 # What a reader returns: the names in the file, None for an array without a name, and what gives one of them.
 _Contents: TypeAlias = tuple[list[str] | None, Callable[[str], Any]]
@@ -28,18 +34,19 @@ def read(text: str) -> Any:
         ImportError: it takes a package that is not installed.
     """
     path, key = _split(text)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}")
+    shown = shortened(str(path))
+    if not _is(path, Path.is_file):
+        raise FileNotFoundError(f"{shown}: {'is a directory' if _is(path, Path.is_dir) else 'no such file'}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path}: the name of a file must end in {', '.join(_READERS)}")
+        raise ValueError(f"{shown}: the name of a file must end in {', '.join(_READERS)}")
     try:
         names, get = reader(path)
-        return get(_chosen(path, names, key))
-    except (FileNotFoundError, ImportError, _Choice):
+        return get(_chosen(shown, names, key))
+    except (ImportError, _Choice):
         raise
     except Exception as error:  # every library has its own for a damaged file
-        raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise ValueError(f"{shown}: cannot be read: {first_line(error)}") from error
 
 
 class _Choice(ValueError):
@@ -50,7 +57,7 @@ def _split(text: str) -> tuple[Path, str | None]:
     """The path and the name; both may have colons in them."""
     colons = [i for i, letter in enumerate(text) if letter == ":"]
     for end in [len(text), *reversed(colons)]:
-        if Path(text[:end]).is_file():
+        if _is(Path(text[:end]), Path.is_file):
             return Path(text[:end]), text[end + 1 :] or None
     # There is no such file: say so of what looks most like its name.
     for end in colons:
@@ -59,17 +66,25 @@ def _split(text: str) -> tuple[Path, str | None]:
     return Path(text), None
 
 
-def _chosen(path: Path, names: list[str] | None, key: str | None) -> str:
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """``Path.is_file`` or ``Path.is_dir`` of a path; False for one that no file can have, for which they raise."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _chosen(shown: str, names: list[str] | None, key: str | None) -> str:
     if names is None:
         if key is not None:
-            raise _Choice(f"{path} has one array, without a name; got the name {key!r}")
+            raise _Choice(f"{shown} has one array, without a name; got the name {quoted(key)}")
         return ""
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
-        listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        wanted = f"has no array {key!r}" if key else f"has {len(names)} arrays: name one as in {path}:NAME"
-        raise _Choice(f"{path} {wanted}; it has {listed or 'none'}")
+        listed = shortened(", ".join(names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        wanted = f"has no array {quoted(key)}" if key else f"has {len(names)} arrays: name one as in {shown}:NAME"
+        raise _Choice(f"{shown} {wanted}; it has {listed or 'none'}")
     return key
 
 
@@ -80,35 +95,59 @@ def _read_npy(path: Path) -> _Contents:
 
 def _read_npz(path: Path) -> _Contents:
     if not zipfile.is_zipfile(path):  # numpy.load would take it for a pickle
-        raise ValueError("it is no .npz file")
+        raise ValueError("it is no .npz file, or a truncated one")
     with np.load(path, allow_pickle=False) as archive:
         names = list(archive.files)
 
     def get(name: str) -> Any:
         with np.load(path, allow_pickle=False) as archive:
-            return archive[name]
+            member = archive[name]
+        if not isinstance(member, np.ndarray):  # NumPy gives the bytes of what it does not know
+            raise _Choice(f"{shortened(str(path))}: its member {quoted(name)} is no array")
+        return member
 
     return names, get
 
 
 def _read_torch(path: Path) -> _Contents:
     torch = _package("torch", path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error):
+            raise
+        raise ValueError(
+            "it is damaged, or has other objects in it than tensors in dictionaries and lists: a whole module, say, "
+            "which could run code of its own (save its state_dict() in place of it)"
+        ) from error
     if isinstance(loaded, torch.Tensor):
         return None, lambda _: loaded
-    tensors = {name: value for name, value in _flattened(loaded, "") if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in _flattened(loaded) if isinstance(value, torch.Tensor)}
     return list(tensors), tensors.__getitem__
 
 
-def _flattened(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """What is in nested dictionaries and lists, by joined names."""
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flattened(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
+def _flattened(value: Any) -> Iterator[tuple[str, Any]]:
+    """What is in nested dictionaries and lists, by joined names.
+
+    A container that several others share is walked once, under the first of its names: else ten lists, each of ten
+    times the next, would be 10^10 arrays. One that contains itself ends likewise.
+    """
+    seen = set()
+    todo: list[tuple[str, Any]] = [("", value)]
+    while todo:
+        name, inner = todo.pop()
+        if not isinstance(inner, (list, tuple, Mapping)):
+            yield name, inner
+        elif id(inner) not in seen:
+            seen.add(id(inner))
+            items = inner.items() if isinstance(inner, Mapping) else enumerate(inner)
+            named = [(f"{name}.{key}" if name else str(key), child) for key, child in items if _names(key, name)]
+            todo += reversed(named)
+
+
+def _names(key: Any, before: str) -> bool:
+    """Whether a key is of a kind that gives a name, and the name that it gives is not too long."""
+    return isinstance(key, int) or (isinstance(key, str) and len(before) + len(key) < _LONGEST_NAME)
 
 
 def _read_safetensors(path: Path) -> _Contents:
@@ -132,7 +171,9 @@ def _package(name: str, path: Path) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(f"{path} is read by {name}, which is not installed (pip install {name})") from error
+        raise ImportError(
+            f"{shortened(str(path))} is read by {name}, which is not installed (pip install {name})"
+        ) from error
 
 
 _READERS: dict[str, Callable[[Path], _Contents]] = {
