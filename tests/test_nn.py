@@ -160,7 +160,7 @@ import numpy, detconv
 x = numpy.ones((1, 1, 3, 3), numpy.float32)
 detconv.conv_transpose2d(x, x)
 for name in ("nn", "convert", "override", "weights_sha256"):
-    assert name in dir(detconv)
+    assert name in detconv.__doc__ and name not in dir(detconv)
     try:
         getattr(detconv, name)
     except ImportError as error:
