@@ -249,18 +249,6 @@ def test_torch_on_cuda_is_refused(torch: Any, argument: str) -> None:
     refused(argument, given[argument].cuda(), given, "CPU.*cuda:0")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, from forward_ad
-@pytest.mark.parametrize("argument", ARGUMENTS)
-def test_tangents_are_refused(torch: Any, argument: str) -> None:
-    given = {name: torch.from_numpy(array) for name, array in arguments().items()}
-    forward_ad = torch.autograd.forward_ad
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(given[argument], given[argument])
-        refused(argument, dual, given, "tangent", ValueError)
-        output = detconv.conv2d(**{**given, argument: forward_ad.unpack_dual(dual).primal}, padding=1)
-        assert_same_bits(output.numpy(), expected())
-
-
 # DLPack ---------------------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,21 @@ def calls(dtype: type = np.float64, grad: bool = False, summation: str = "pairwi
     }
 
 
+def small_calls() -> dict[str, tuple[Any, ...]]:
+    """The same with few elements and gradients, for what takes time for each of them."""
+
+    def new(*shape: int) -> Any:
+        return tensor(shape, sum(shape), grad=True)
+
+    return {
+        "conv2d": (new(1, 2, 3, 3), new(2, 1, 2, 2), new(2), *GEOMETRY, "pairwise"),
+        "conv2d_input": ([1, 2, 3, 3], new(2, 1, 2, 2), new(1, 2, 2, 5), *GEOMETRY, "pairwise"),
+        "conv2d_weight": (new(1, 2, 3, 3), [2, 1, 2, 2], new(1, 2, 2, 5), *GEOMETRY, "pairwise"),
+        "conv2d_bias": (new(2, 2, 2, 2), "pairwise"),
+        "conv_transpose2d": (new(1, 2, 2, 2), new(2, 1, 2, 2), new(2), [2, 1], [1, 1], [1, 1], 2, [1, 2], "pairwise"),
+    }
+
+
 OPERATORS = tuple(calls())
 
 
@@ -68,7 +83,7 @@ def of_tensors(name: str, arguments: tuple[Any, ...]) -> tuple[Callable[..., Any
 def assert_equal(actual: Any, expected: Any) -> None:
     """Same bits, shape, element type and strides."""
     assert (actual.shape, actual.dtype, actual.stride()) == (expected.shape, expected.dtype, expected.stride())
-    assert torch.equal(actual.view(torch.uint8), expected.view(torch.uint8))
+    assert torch.equal(actual.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
 
 
 def gradients(output: Any, tensors: list[Any], **options: Any) -> list[Any]:
@@ -194,14 +209,174 @@ def test_same_padding_has_the_bits_of_the_engine_and_gradients(kernel: tuple[int
         assert_equal(by_weight, detconv.conv2d_weight(image, weight.shape, grad_output, **options))
 
 
-def test_forward_mode_is_refused() -> None:
-    image, weight, *_ = calls()["conv2d"]
-    with pytest.raises(ValueError, match=r"^weight must not carry a tangent.*unpack_dual"):
-        torch.func.jvp(lambda w: detconv.conv2d(image, w, groups=2), (weight,), (weight,))
-    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
-        dual = torch.autograd.forward_ad.make_dual(weight, weight)
-        with pytest.raises(NotImplementedError, match="jvp"):
-            operator("conv2d")(image, dual, None, *GEOMETRY, "naive")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_gradient_of_each_tensor_alone_is_that_of_all(name: str) -> None:
+    """What is kept for the gradients depends on which of them are asked for."""
+    function, tensors = of_tensors(name, calls(np.float32, grad=True)[name])
+    together = gradients(function(*tensors), tensors)
+    for i, tensor in enumerate(tensors):
+        alone = function(*(x if x is tensor else x.detach() for x in tensors))
+        assert_equal(gradients(alone, [tensor])[0], together[i])
+
+
+# Forward mode ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gradcheck_of_forward_mode(name: str) -> None:
+    function, tensors = of_tensors(name, small_calls()[name])
+    assert torch.autograd.gradcheck(
+        function, tensors, check_forward_ad=True, check_batched_forward_grad=True, check_batched_grad=True
+    )
+    assert torch.autograd.gradgradcheck(function, tensors, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+def tangents_by_hand(name: str, arguments: tuple[Any, ...], tangents: dict[int, Any]) -> Any:
+    """The sum from left to right of the calls with each tangent in its tensor's place, without a bias."""
+    with_bias = name in ("conv2d", "conv_transpose2d")
+    total = None
+    for i, tangent in sorted(tangents.items()):
+        replaced = [None if with_bias and j == 2 else x for j, x in enumerate(arguments)]
+        replaced[i] = tangent
+        shape = operator(name)(*arguments).shape
+        summand = tangent[:, None, None].expand(shape) if with_bias and i == 2 else operator(name)(*replaced)
+        total = summand if total is None else total + summand
+    return total
+
+
+def function_of_some(
+    function: Callable[..., Any], tensors: list[Any], places: list[int]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The function of the tensors at some places, the others being fixed, and these tensors."""
+
+    def call(*given: Any) -> Any:
+        rest = iter(given)
+        return function(*(next(rest) if i in places else x for i, x in enumerate(tensors)))
+
+    return call, tuple(tensors[i] for i in places)
+
+
+SUMMATIONS = ("pairwise", "kahan order=kw,c,kh bias=first", "exact", "naive products=rounded")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_tangents_are_the_written_down_sums(name: str, dtype: Any) -> None:
+    compared = 0
+    for summation in (*SUMMATIONS, *([EXPLICIT] if name == "conv2d" else [])):
+        of_call = calls(summation=summation)[name]
+        arguments = tuple(x.to(dtype) if isinstance(x, torch.Tensor) else x for x in of_call)
+        function, tensors = of_tensors(name, arguments)
+        places = [i for i, x in enumerate(arguments) if isinstance(x, torch.Tensor)]
+        for chosen in range(1, 2 ** len(places)):
+            subset = [k for k in range(len(places)) if chosen >> k & 1]
+            along = {k: tensors[k].flip(0) * 0.75 + 0.125 for k in subset}
+            expected = tangents_by_hand(name, arguments, {places[k]: t for k, t in along.items()})
+
+            call, given = function_of_some(function, tensors, subset)
+            output, tangent = torch.func.jvp(call, given, tuple(along.values()))
+            assert torch.equal(output, function(*tensors))
+            assert tangent.dtype == dtype
+            assert torch.equal(tangent, expected)
+            for no_grad in (False, True):
+                with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(not no_grad):
+                    duals = [torch.autograd.forward_ad.make_dual(tensors[k], t) for k, t in along.items()]
+                    found = torch.autograd.forward_ad.unpack_dual(call(*duals))
+                    assert torch.equal(found.primal, output)
+                    assert torch.equal(found.tangent, expected)
+            assert bool(expected.isfinite().all())
+            compared += expected.numel()
+    assert compared > 20
+
+
+def polynomial(convolution: Callable[..., Any], *tensors: Any, **options: Any) -> Any:
+    return (convolution(*tensors, **options) ** 4).sum()
+
+
+Transform = Callable[[Callable[..., Any], int], Callable[..., Any]]
+TRANSFORMS: dict[str, Transform] = {
+    "jacfwd": lambda f, i: torch.func.jacfwd(f, i),
+    "hessian": lambda f, i: torch.func.hessian(f, i),
+    "jacfwd of jacfwd": lambda f, i: torch.func.jacfwd(torch.func.jacfwd(f, i), i),
+    "jacfwd of grad": lambda f, i: torch.func.jacfwd(torch.func.grad(f, i), i),
+    "grad of jacfwd": lambda f, i: torch.func.jacrev(torch.func.jacfwd(f, i), i),
+    "jacfwd of hessian": lambda f, i: torch.func.jacfwd(torch.func.hessian(f, i), i),
+    "jacrev of hessian": lambda f, i: torch.func.jacrev(torch.func.hessian(f, i), i),
+    "jacfwd of jacfwd of jacfwd": lambda f, i: torch.func.jacfwd(torch.func.jacfwd(torch.func.jacfwd(f, i), i), i),
+    "vmap of hessian": lambda f, i: lambda *x: torch.vmap(torch.func.hessian(f, i))(*(torch.stack([t, -t]) for t in x)),
+    "jacfwd of vmap of grad": lambda f, i: torch.func.jacfwd(
+        lambda *x: torch.vmap(torch.func.grad(f, i))(*(torch.stack([t, -t]) for t in x)), i
+    ),
+}
+CALLED: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[tuple[int, ...], ...], dict[str, Any]]] = {
+    "conv2d": (
+        detconv.conv2d,
+        torch.nn.functional.conv2d,
+        ((2, 2, 4, 3), (2, 1, 2, 2), (2,)),
+        {"stride": (2, 1), "padding": 1, "groups": 2},
+    ),
+    "conv2d, same": (
+        detconv.conv2d,
+        torch.nn.functional.conv2d,
+        ((2, 3, 3), (2, 2, 2, 3), (2,)),
+        {"padding": "same", "dilation": 2},
+    ),
+    "conv_transpose2d": (
+        detconv.conv_transpose2d,
+        torch.nn.functional.conv_transpose2d,
+        ((1, 2, 3, 2), (2, 2, 2, 2), (2,)),
+        {"stride": 2, "padding": 1, "output_padding": 1},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'.*:UserWarning")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("called", CALLED)
+def test_derivatives_of_forward_mode_are_torchs(called: str, transform: str) -> None:
+    """On integers, whose sums are exact in any order: equal to the bit, to the third order."""
+    ours, theirs, shapes, options = CALLED[called]
+    tensors = [whole(tensor(shape, i) / 2) for i, shape in enumerate(shapes)]
+    for i in range(3):
+        found, expected, overridden = (
+            TRANSFORMS[transform](lambda *x, f=f: polynomial(f, *x, **options), i)(*tensors)
+            for f in (ours, theirs, under_override(theirs))
+        )
+        assert torch.equal(found, expected)
+        assert torch.equal(overridden, expected)
+        assert bool((expected != 0).any())
+
+
+def under_override(convolution: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*tensors: Any, **options: Any) -> Any:
+        with detconv.override(strict=True):
+            return convolution(*tensors, **options)
+
+    return call
+
+
+def test_a_tangent_that_requires_a_gradient_gets_one() -> None:
+    image, weight = whole(tensor((1, 2, 4, 4), 1)), whole(tensor((2, 2, 3, 3), 2))
+    found = []
+    for convolution in (detconv.conv2d, torch.nn.functional.conv2d):
+        inputs = [x.clone().requires_grad_() for x in (image, weight, weight.flip(0))]
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(inputs[1], inputs[2])
+            output = torch.autograd.forward_ad.unpack_dual(convolution(inputs[0], dual) ** 2)
+            found.append(torch.autograd.grad(output.tangent.sum() + 3 * output.primal.sum(), inputs))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_vmap_inside_a_dual_level() -> None:
+    image, weight = tensor((3, 2, 4, 4), 1), tensor((2, 2, 3, 3), 2)
+    expected = detconv.conv2d(image, weight)
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(torch.vmap(lambda x: detconv.conv2d(x, weight))(image), expected)
+        dual = torch.autograd.forward_ad.make_dual(image, 2 * image)
+        output = torch.autograd.forward_ad.unpack_dual(torch.vmap(lambda x: detconv.conv2d(x, weight))(dual))
+        assert torch.equal(output.tangent, 2 * expected)
 
 
 # Wherever torch runs an operator, its bits are the same ---------------------------------------------------------------
@@ -349,6 +524,49 @@ def test_traced_calls_stay_calls() -> None:
     traces = [torch.jit.trace(function, image), make_fx(function)(image), make_fx(function, pre_dispatch=True)(image)]
     for trace in traces:
         assert_equal(trace(image + 1), function(image + 1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_revealed_orders_are_never_a_constant() -> None:
+    """Where torch must see the call, what was revealed is refused; the text of its order is an operator's summation."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image, weight = tensor((2, 2, 4, 4), 1, np.float32), tensor((2, 2, 3, 3), 2, np.float32)
+    revealed = detconv.reveal(detconv.conv2d, input_shape=(2, 2, 4, 4), weight_shape=(2, 2, 3, 3), bias=False)
+    text = str(detconv.Summation(order=" ".join(f"f{k}" for k in reversed(range(18)))))
+    ways: dict[str, Callable[..., Any]] = {
+        "make_fx": lambda f: make_fx(f)(image),
+        "make_fx, before dispatch": lambda f: make_fx(f, pre_dispatch=True)(image),
+        "jit.trace": lambda f: torch.jit.trace(f, image),
+        "compile": lambda f: torch.compile(f, backend="eager", fullgraph=True),
+        "vmap": lambda f: lambda x: torch.vmap(f)(x[:, None])[:, 0],
+        "grad": lambda f: torch.func.grad(lambda x: f(x).sum()),
+        "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1],
+    }
+    assert torch.equal(detconv.conv2d(image, weight, summation=revealed), detconv.conv2d(image, weight))
+    for name, way in ways.items():
+        torch.compiler.reset()
+        with pytest.raises(Exception, match="revealed order"):
+            way(lambda x: detconv.conv2d(x, weight, summation=revealed))(image)
+
+        def spelt(x: Any) -> Any:
+            return detconv.conv2d(x, weight, summation=text)
+
+        transformed = way(spelt)
+        if name not in ("grad", "jvp"):
+            assert_equal(transformed(image + 1), spelt(image + 1))
+        assert not torch.equal(transformed(image + 1), transformed(image)) or name == "grad"
+    torch.compiler.reset()
+    for mode in (FlopCounterMode(display=False), FakeTensorMode(allow_non_fake_inputs=True)):
+        with mode, pytest.raises(ValueError, match="revealed order"):
+            detconv.conv2d(image, weight, summation=revealed)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(weight, weight)
+        with pytest.raises(ValueError, match=r"^weight must not carry a tangent"):
+            detconv.conv2d(image, dual, summation=revealed)
+        assert torch.equal(detconv.conv2d(image, weight, summation=revealed), detconv.conv2d(image, weight))
 
 
 def test_fake_tensors_have_the_shape_and_are_checked() -> None:

@@ -56,13 +56,15 @@ class Library(Protocol):
     def operator(self, name: str, arrays: Collection[Any]) -> Callable[..., Any] | None:
         """What to call in place of the engine where the library must see the call: to differentiate or trace it."""
 
+    def check_unobserved(self, arrays: Mapping[str, Any]) -> None:
+        """Raise ValueError, for a summation that has no operator, where the library must see the call."""
+
 
 def library_of(arrays: Mapping[str, object]) -> Library:
     """The one library that all arguments, by name, belong to, which has checked them.
 
     Raises:
         TypeError: an argument is no array, not on the CPU, of another library than the first, or not only elements.
-        ValueError: a tensor carries a tangent.
     """
     library: Library | None = None
     for argument, value in arrays.items():
@@ -128,6 +130,9 @@ class NumPy:
     def operator(self, name: str, arrays: Collection[Any]) -> None:
         return None
 
+    def check_unobserved(self, arrays: Mapping[str, Any]) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class DLPack:
@@ -156,6 +161,9 @@ class DLPack:
 
     def operator(self, name: str, arrays: Collection[Any]) -> None:
         return None
+
+    def check_unobserved(self, arrays: Mapping[str, Any]) -> None:
+        pass
 
 
 # Types whose library needs no search; torch's are added when its part of detconv is imported.

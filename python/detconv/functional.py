@@ -46,6 +46,7 @@ def conv2d(
 
     torch tensors that require a gradient get one, by ``conv2d_input``, ``conv2d_weight`` and ``conv2d_bias`` with the
     same summation; or with ``"naive"`` where it is an explicit order, which numbers the terms of the forward sums only.
+    Those that carry a tangent pass it on, as a sum of calls like this one (docs/contract.md).
 
     Args:
         input: (N, C, H, W) or, unbatched, (C, H, W); float32 or float64, tensors also float16 or bfloat16. A NumPy
@@ -68,7 +69,8 @@ def conv2d(
         come back channels_last where torch's own conv2d would give that.
 
     Raises:
-        ValueError: sizes that do not fit, a summation that is none, a tensor with a tangent.
+        ValueError: sizes that do not fit, a summation that is none, revealed orders where torch differentiates or
+            traces the call.
         TypeError: an argument of the wrong type or element type, on another device, or of another library.
     """
     plain = type(input) is ndarray and type(weight) is ndarray and (bias is None or type(bias) is ndarray)
@@ -246,14 +248,12 @@ def _replay(library: arrays.Library, name: str, *arguments: Any) -> Any:
     revealed = arguments[-1]
     if name not in _REPLAYED:
         raise ValueError(f"summation: {name} takes no revealed orders; conv2d, conv2d_input and conv2d_weight do")
+    given = {argument: arguments[i] for i, argument in _ARRAYS[name].items() if arguments[i] is not None}
+    library.check_unobserved(given)
     adopted: dict[str, Any] = {"bias": None}
     last = False
-    for i, argument in _ARRAYS[name].items():
-        if arguments[i] is None:
-            continue
-        if getattr(arguments[i], "requires_grad", False):
-            raise ValueError(f"{argument} must not require a gradient where summation is a revealed order")
-        adopted[argument], half, lies_last = library.adopt(argument, arguments[i])
+    for argument, array in given.items():
+        adopted[argument], half, lies_last = library.adopt(argument, array)
         last = last or lies_last
         if half is not None:
             raise TypeError(f"{argument} must be float32 or float64 where summation is a revealed order; got {half}")

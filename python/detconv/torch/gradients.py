@@ -6,7 +6,7 @@ operators, applied to the other tensor and the gradient of the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -85,6 +85,31 @@ def conv_transpose2d(call: Call, grad: Tensor) -> Gradients:
     if call.needs[2]:
         gradients[2] = ops.conv2d_bias.default(grad, summation)
     return gradients
+
+
+def tangent(
+    operator: Callable[..., Tensor],
+    factors: Sequence[int],
+    primals: Sequence[Any],
+    tangents: Mapping[int, Tensor],
+    shape: Sequence[int],
+) -> Tensor:
+    """The derivative of a result of this shape along the tangents of some arguments, by position.
+
+    Every summand is a call of the same operator, so it has the sums of the call itself, explicit orders included. They
+    are added from left to right in the order of the arguments; a bias's tangent enters as it is.
+    """
+    found: Tensor | None = None
+    for position, along in sorted(tangents.items()):
+        if position in factors:
+            arguments = [None if isinstance(x, Tensor) and i not in factors else x for i, x in enumerate(primals)]
+            arguments[position] = along
+            summand = operator(*arguments)
+        else:
+            summand = along.reshape(-1, 1, 1).expand(shape)
+        found = summand if found is None else found + summand
+    assert found is not None
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -184,11 +184,31 @@ class _Operator:
         torch.library.register_vmap(f"detconv::{name}", getattr(batching, name), lib=_LIBRARY)
 
     def _differentiate(self, keyset: Any, *arguments: Any) -> Tensor:
-        if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and _any_requires_grad(*arguments[:3])):
+        output = self._record(keyset, *arguments)
+        return output if forward_ad._current_level < 0 else self._with_tangent(output, arguments)
+
+    def _with_tangent(self, output: Tensor, arguments: Sequence[Any]) -> Tensor:
+        """The output of these arguments, with a tangent where one of them has one."""
+        tensors = {i: x for i, x in enumerate(arguments) if isinstance(x, Tensor)}
+        duals = {i: forward_ad.unpack_dual(x) for i, x in tensors.items()}  # type: ignore[no-untyped-call]
+        tangents = {i: dual.tangent for i, dual in duals.items() if dual.tangent is not None}
+        if not tangents:
+            return output
+        primals = [duals[i].primal if i in duals else x for i, x in enumerate(arguments)]
+        tangent = gradients.tangent(self._overload, self.factors, primals, tangents, output.shape)
+        dual: Tensor = forward_ad.make_dual(output, tangent)  # type: ignore[no-untyped-call]
+        return dual
+
+    def _record(self, keyset: Any, *arguments: Any) -> Tensor:
+        """The output without a tangent, in the graph of gradients where one of the arguments is."""
+        if not (torch.is_grad_enabled() and _any_requires_grad(*arguments[:3])):
             return self.run_below_autograd(keyset, *arguments)
         if not torch._C._are_functorch_transforms_active():
-            return _apply(self, keyset, *arguments)
-        with enable_single_level_autograd_function():
+            if forward_ad._current_level < 0:
+                return _apply(self, keyset, *arguments)
+            with forward_ad._set_fwd_grad_enabled(False):
+                return _apply(self, keyset, *arguments)
+        with enable_single_level_autograd_function(), forward_ad._set_fwd_grad_enabled(False):
             return _apply(self, keyset, *arguments)
 
     def run_below_autograd(self, keyset: Any, *arguments: Any) -> Tensor:
@@ -225,7 +245,8 @@ class Convolution(torch.autograd.function._SingleLevelFunction):
         ctx.arguments = [None if isinstance(x, Tensor) else x for x in arguments]
         if not torch._C._are_functorch_transforms_active():
             return operator.run_below_autograd(keyset, *arguments)
-        with torch.enable_grad():  # it is off for the sake of this node, not of the outer levels
+        # Both are off for the sake of this node, not of the outer levels.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             return operator.run_below_autograd(keyset, *arguments)
 
     @staticmethod

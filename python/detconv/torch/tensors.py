@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -33,11 +33,6 @@ class Tensors:
             return
         if not (is_plain(value) and value.is_cpu and value.dtype in ELEMENT_TYPES and is_dense(value)):
             self._check_slowly(argument, value)
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:  # type: ignore[no-untyped-call]
-            raise ValueError(
-                f"{argument} must not carry a tangent: there is no forward-mode differentiation; "
-                "got a dual tensor (pass torch.autograd.forward_ad.unpack_dual(x).primal)"
-            )
 
     def _check_slowly(self, argument: str, value: Any) -> None:
         if not is_dense(value):
@@ -86,7 +81,7 @@ class Tensors:
 
         Without any of these the engine is called at once, which takes half the time of an operator.
         """
-        observed = torch.compiler.is_compiling() or _watchers().raw_repr() & _UNUSUAL_KEYS
+        observed = _is_transformed() or forward_ad._current_level >= 0
         differentiates = torch.is_grad_enabled()
         for x in arrays:
             autocast = x.dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
@@ -97,6 +92,25 @@ class Tensors:
         from detconv.torch import ops
 
         return getattr(ops, name)  # type: ignore[no-any-return]
+
+    def check_unobserved(self, arrays: Mapping[str, torch.Tensor]) -> None:
+        where = "where summation is a revealed order"
+        for argument, x in arrays.items():
+            if x.requires_grad:
+                raise ValueError(f"{argument} must not require a gradient {where}")
+            if _is_transformed() or is_dispatched(x):
+                raise ValueError(
+                    "summation must not be a revealed order where torch traces, batches or transforms the call "
+                    "(make_fx, torch.jit.trace, torch.compile, vmap, torch.func, a dispatch mode): it is computed at "
+                    "once, so torch would see a constant; got a Reveal (the text of one order is a summation, too)"
+                )
+            if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+                raise ValueError(f"{argument} must not carry a tangent {where}")
+
+
+def _is_transformed() -> bool:
+    """Whether torch traces, batches or differentiates by a transform what this thread calls, or a mode watches it."""
+    return torch.compiler.is_compiling() or _watchers().raw_repr() & _UNUSUAL_KEYS != 0
 
 
 TENSORS = Tensors()
@@ -114,9 +128,7 @@ def _quick_conv2d(
     summation: Summation | str,
 ) -> torch.Tensor | None:
     """The engine's conv2d of plain tensors without gradient, when nobody watches; None where there is more to do."""
-    if torch.compiler.is_compiling() or _watchers().raw_repr() & _UNUSUAL_KEYS or forward_ad._current_level >= 0:
-        return None
-    if _conv2d is None:
+    if _conv2d is None or forward_ad._current_level >= 0 or _is_transformed():
         return None
     program = Summation.of(summation)._compiled
     output: torch.Tensor | None = _conv2d(
