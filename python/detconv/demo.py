@@ -26,7 +26,7 @@ from detconv.catalogue import KNOWN_ORDERS, KnownOrder
 from detconv.console import WIDTH, progress, wrapped
 from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, plain
 from detconv.functional import conv2d
-from detconv.revealing import Reveal, black_boxes, reveal
+from detconv.revealing import STATUSES, Reveal, RevealedOrder, reveal
 from detconv.routes import NUMPY, Array, Layer, Route, loops, torch_routes
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 RTOL, RTOL_TEXT = 1e-4, "1e-4"  # a tolerance in common use
 LOOPS, TORCH, IN_TORCHS_ORDER = "the forum's loops", "torch", "detconv in torch's order"
+BUDGET = 30.0  # seconds of probing for the order of one route, of which 0.2 to 4 were needed on two cores of 2024
+MOST_ORDERS, LONGEST = 4, 300  # of one route: how many orders are shown, and how many characters of each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +58,12 @@ def run(namespace: argparse.Namespace) -> int:
     with progress() as say:
         real = measured("Real values, standard normal", real_layer(), torch, say)
         integer = measured("Integers from -10 to 10, whose sums are exact in float32", integer_layer(), torch, say)
-        say("the order of torch")
-        order = torchs_order(real)
+        revealed = reveal_unknown(real, torch)
+    order = revealed.get(TORCH)
     real, integer = in_torchs_order(real, integer, order)
     for comparison in (real, integer):
         print("\n" + "\n".join(table(comparison)))
-    print("\n" + "\n".join(answer(real, integer)))
+    print("\n" + "\n".join(answer(real, integer, revealed)))
     if order is not None:
         print("\n" + "\n".join(of_torch(real, order)))
     if missing:
@@ -172,7 +174,7 @@ class Comparison:
 
 def measured(title: str, layer: Layer, torch: Mapping[str, Route], say: Callable[[str], None]) -> Comparison:
     """Run every route on the layer; `say` is told which."""
-    routes = {LOOPS: loops, **NUMPY, **torch}
+    routes = dict(others(torch))
     routes |= {f"detconv {text}": summed_as(text) for text in (*_core.methods(), "naive products=rounded")}
     results = []
     for name, route in routes.items():
@@ -184,14 +186,34 @@ def measured(title: str, layer: Layer, torch: Mapping[str, Route], say: Callable
     return Comparison(title, layer, results, exact(wide), exact(layer), exact(wide.map(np.abs)))
 
 
-def torchs_order(real: Comparison) -> Reveal | None:
-    """The order in which the torch that is installed adds on this machine, found by probes; None without torch."""
-    if real.output(TORCH) is None:
-        return None
-    layer = real.layer
+def others(torch: Mapping[str, Route]) -> Mapping[str, Route]:
+    """The routes that are not detconv's, by their names."""
+    return {LOOPS: loops, **NUMPY, **torch}
+
+
+def reveal_unknown(real: Comparison, torch: Mapping[str, Route]) -> dict[str, Reveal]:
+    """What probes find of the routes whose output no order of the catalogue gives, and always of torch.
+
+    Which order a route adds in depends on the machine: NumPy's BLAS and torch choose their code by the processor.
+    """
+    found = {}
+    for name, route in others(torch).items():
+        output = real.output(name)
+        if output is not None and (name == TORCH or closest_order(real.known, output)[1] < output.size):
+            found[name] = revealed_order(name, route, real.layer)
+    return found
+
+
+def revealed_order(name: str, route: Route, layer: Layer) -> Reveal:
+    """The order in which a route adds on this machine, found by probes; name: "torch" or "NumPy", and what follows."""
+
+    def fn(input: Array, weight: Array, bias: Array) -> Array:
+        return route(Layer(input, weight, bias, layer.padding))
+
+    fn.__qualname__ = name
     shapes: dict[str, Any] = {"input_shape": layer.input.shape, "weight_shape": layer.weight.shape}
-    box = black_boxes.make("torch", {**shapes, "padding": layer.padding})
-    return reveal(box.fn, **shapes, padding=layer.padding, arrays=box.arrays, library=box.library)
+    library = "torch" if name.startswith(TORCH) else "numpy"
+    return reveal(fn, **shapes, padding=layer.padding, arrays="numpy", library=library, budget_s=BUDGET)
 
 
 def in_torchs_order(real: Comparison, integer: Comparison, order: Reveal | None) -> tuple[Comparison, Comparison]:
@@ -277,8 +299,11 @@ def table(comparison: Comparison) -> Iterator[str]:
         )
 
 
-def answer(real: Comparison, integer: Comparison) -> Iterator[str]:
-    """Rounding error or mistake, why a relative tolerance fails, and the order in which each route adds."""
+def answer(real: Comparison, integer: Comparison, revealed: Mapping[str, Reveal]) -> Iterator[str]:
+    """Rounding error or mistake, why a relative tolerance fails, and the order in which each route adds.
+
+    revealed: what probes found of the routes whose order the catalogue does not know.
+    """
     size = real.exact.size
     # A sum of integers is exact in any order; one of real values is as far off as roundings can carry it, or wrong.
     unequal = {r.name: size - equal_elements(r.output, integer.nearest) for r in integer.results}
@@ -304,13 +329,14 @@ def answer(real: Comparison, integer: Comparison) -> Iterator[str]:
         f"These summations give all {size} outputs bit for bit:"
     )
     yield ""
-    yield from _orders(real)
+    yield from _orders(real, revealed)
     yield ""
     yield wrapped(
         "They are read so: order=kh,kw,c names the loops over the products, outermost first; without it they are "
         "c,kh,kw. A product enters its accumulator by one fused multiply-add, or is rounded first: products=rounded. "
         "The bias comes last. In an order that is spelt out, f7 is product 7 fused, m7 the same rounded first, [...] "
-        "an accumulator of its own, then added, and 16x(+25){...} sixteen copies, the numbers rising by 25."
+        "an accumulator of its own, then added, and 16x(+25){...} sixteen copies, the numbers rising by 25. "
+        "Where a route has several orders, the outputs of each are named before it; detconv.reveal replays all."
     )
     yield ""
     yield wrapped(
@@ -326,14 +352,14 @@ def of_torch(real: Comparison, order: Reveal) -> Iterator[str]:
     yield wrapped(
         f"And {key['library']} {key['version']} on this machine, as probes find it ({order.calls} calls, "
         f"{order.seconds:.1f} s)? {order.status.capitalize().replace('_', ' ')}: "
-        + ("; ".join(f"{part.words} ({part.outputs} outputs)" for part in order.orders[:4]) or order.reason)
+        + (_in_words(order) or order.reason)
         + "."
     )
     if torch is None or replayed is None:
         return
     yield ""
-    for part in order.orders[:4]:
-        yield f"  {part.name}"
+    for part in order.orders[:MOST_ORDERS]:
+        yield _entry("", 0, _summation(part))
     yield ""
     yield f"Replayed by detconv, {equal_elements(replayed, torch)} of {torch.size} outputs have the bits of torch."
 
@@ -363,21 +389,69 @@ def _cancellation(real: Comparison, torch: Array) -> str:
     )
 
 
-def _orders(real: Comparison) -> Iterator[str]:
-    """The summation of each route that is not detconv's, or the one that comes close."""
-    others = [result for result in real.results if not result.name.startswith("detconv")]
-    width = max(len(result.name) for result in others)
-    for result in others:
-        size = result.output.size
-        order, equal = closest_order(real.known, result.output)
-        if equal == size:
-            yield f"  {result.name:{width}}  {order.summation}"
-            continue
-        yield f"  {result.name:{width}}  none of the {len(KNOWN_ORDERS)} known orders" + (
-            ":" if 2 * equal > size else ""
-        )
-        if 2 * equal > size:  # more than luck
-            yield f"  {'':{width}}  {equal} outputs, but not all, by {order.summation}"
+def _orders(real: Comparison, revealed: Mapping[str, Reveal]) -> Iterator[str]:
+    """The summation, or the summations, of each route that is not detconv's; or why none is known."""
+    routes = [result for result in real.results if not result.name.startswith("detconv")]
+    width = max(len(result.name) for result in routes)
+    for result in routes:
+        known, equal = closest_order(real.known, result.output)
+        found = revealed.get(result.name)
+        if equal == result.output.size:
+            entries = [known.summation]
+        elif found is not None and gives_all_bits(found, real.layer, result.output):
+            entries = list(_revealed(found))
+        else:
+            entries = list(_not_known(result.output, known, equal, found))
+        for number, entry in enumerate(entries):
+            yield _entry("" if number else result.name, width, entry)
+
+
+def gives_all_bits(found: Reveal, layer: Layer, output: Array) -> bool:
+    """Whether detconv, replaying what was revealed, gives an output of the layer in all bits."""
+    return found.status == "exact" and equal_elements(summed_as(found)(layer), output) == output.size
+
+
+def _revealed(found: Reveal) -> Iterator[str]:
+    """One text an order, with the outputs that it is of where there are several."""
+    orders = found.orders
+    for part in orders[:MOST_ORDERS]:
+        if len(orders) > 1:
+            yield f"{part.outputs} outputs{part.where and f', {part.where}'}:"
+        yield _summation(part)
+    if more := orders[MOST_ORDERS:]:
+        yield f"and {len(more)} more, of {sum(part.outputs for part in more)} outputs"
+
+
+def _not_known(output: Array, known: KnownOrder, equal: int, found: Reveal | None) -> Iterator[str]:
+    """Why a route's order is not known; known, equal: the order of the catalogue that gives the most outputs."""
+    yield f"none of the {len(KNOWN_ORDERS)} known orders" + (":" if 2 * equal > output.size else "")
+    if 2 * equal > output.size:  # more than luck
+        yield f"{equal} outputs, but not all, by {known.summation}"
+    if found is not None and found.status == "exact":
+        yield "what the probes found gives other bits: this route does not always add in one order"
+    elif found is not None:
+        yield f"not found by probes either: {STATUSES[found.status]}; here, {found.reason}"
+
+
+def _summation(part: RevealedOrder) -> str:
+    """The text of an order's summation, as short as it can be said, and cut where it is very long."""
+    text = part.name if part.name != part.text else str(part.summation)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+def _in_words(order: Reveal) -> str:
+    said = [f"{part.words} ({part.outputs} outputs)" for part in order.orders[:MOST_ORDERS]]
+    if more := order.orders[MOST_ORDERS:]:
+        said.append(f"{len(more)} more ({sum(part.outputs for part in more)} outputs)")
+    return "; ".join(said)
+
+
+def _entry(name: str, width: int, text: str) -> str:
+    """A name and what is said of it, in two columns."""
+    margin = f"  {name:{width}}  " if width else "  "
+    return textwrap.fill(
+        text, WIDTH, initial_indent=margin, subsequent_indent=" " * len(margin), break_on_hyphens=False
+    )
 
 
 def _point(text: str) -> str:
