@@ -21,6 +21,7 @@ from detconv.testing import instruction_set
 
 Array = NDArray[Any]
 DTYPES = (np.float32, np.float64)
+PATIENCE = 600.0  # seconds until what does not end counts as hanging: on a busy machine a test may take minutes
 
 # ---- Comparing ----
 

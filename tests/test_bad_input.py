@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import detconv
-from bits import METHODS, Array, assert_same_bits, made
+from bits import METHODS, PATIENCE, Array, assert_same_bits, made
 
 TOO_LARGE = (2**63, 2**64, 10**40, -(2**63) - 1)
 
@@ -458,10 +458,10 @@ class Server:
     def __call__(self, call: dict[str, Any]) -> tuple[str, Any]:
         self.calls.send(call)
         try:
-            if self.calls.poll(30):
+            if self.calls.poll(PATIENCE):
                 kind, answer = self.calls.recv()
                 return kind, answer
-            how = "did not answer within 30 seconds"
+            how = f"did not answer within {PATIENCE} seconds"
         except EOFError:
             self.process.join()
             how = f"ended with exit code {self.process.exitcode}"

@@ -28,7 +28,7 @@ from bench.routes import METHODS, ROUTES, Route, Unavailable
 from bench.suites import NOTES, PASSES, SUITES, Layer, same
 from bench.timing import Seconds, Timed, interleaved, summary
 from bench.torch_order import candidates, order_of
-from bits import assert_same_bits
+from bits import PATIENCE, assert_same_bits
 
 ROOT = Path(__file__).parent.parent
 SMALL = Layer(2, 8, 9, 6, 3, 1, 1)
@@ -456,7 +456,7 @@ def test_other_files_are_no_results(text: str, message: str, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=message):
         Result.load(path)
     for command in ([sys.executable, "bench/compare.py", path, path], [*BENCH, "--targets", path]):
-        run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
         assert run.returncode == 2
         assert message in run.stderr
         assert "Traceback" not in run.stderr
@@ -548,7 +548,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 def test_smoke_run_writes_a_consistent_result(tmp_path: Path) -> None:
     command = [*BENCH, "--smoke", "--routes", "torch oneDNN,naive,exact,replay", "--output", tmp_path / "smoke"]
-    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert run.returncode == 0, (run.stdout[-2000:], run.stderr)
     result = Result.load(tmp_path / "smoke.json")
     assert not result.ended
@@ -596,11 +596,11 @@ def test_an_interrupt_keeps_what_there_is(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "a.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, stderr
     assert "Not complete: interrupted." in stderr
     assert "Traceback" not in stderr
@@ -680,7 +680,9 @@ def test_settings_that_a_process_inherits_are_part_of_the_result(monkeypatch: py
     ],
 )
 def test_bad_arguments_say_what_is_wrong(arguments: list[str], said: str) -> None:
-    run = subprocess.run([*BENCH, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [*BENCH, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert run.returncode == 2
     assert said in run.stderr
     assert "Traceback" not in run.stderr

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import detconv
-from bits import DTYPES, METHODS, Array, Layer, assert_same_bits, made
+from bits import DTYPES, METHODS, PATIENCE, Array, Layer, assert_same_bits, made
 from detconv import _core
 from detconv.testing import instruction_set
 
@@ -71,9 +71,8 @@ def in_a_new_thread(work: Callable[[], Result]) -> Result:
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=100
-    )
+    command, merged = [sys.executable, "-c", code], {**os.environ, **environment}
+    return subprocess.run(command, env=merged, capture_output=True, text=True, timeout=PATIENCE)
 
 
 # ---- The floating-point environment ----

@@ -13,7 +13,7 @@ import textwrap
 
 import pytest
 
-from bits import DTYPES, METHODS
+from bits import DTYPES, METHODS, PATIENCE
 from test_invariance import LAYERS, SUMMATIONS
 
 MiB = 1 << 20
@@ -27,7 +27,7 @@ def python(code: str, **environment: str) -> str:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_WAIT_POLICY": "passive", **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert run.returncode == 0, (run.returncode, run.stdout[-300:], run.stderr)
     return run.stdout

@@ -21,11 +21,9 @@ import numpy as np
 import pytest
 
 import detconv
-from bits import DTYPES, METHODS, Array, Layer, assert_same_bits, made, sha256
+from bits import DTYPES, METHODS, PATIENCE, Array, Layer, assert_same_bits, made, sha256
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-
-PATIENCE = 30.0  # seconds until a child that does not end counts as hanging
 
 
 def layer(dtype: type) -> Layer:

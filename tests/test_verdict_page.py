@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import detconv
-from bits import Array, made
+from bits import PATIENCE, Array, made
 from detconv import _core
 from detconv.verdict import page
 from detconv.verdict.judge import STATUSES, Verdict
@@ -195,7 +195,7 @@ def opened(browser: str, path: Path, profile: Path, *what: str) -> str:
     quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
     plain = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet, f"--user-data-dir={profile}"]
     command = [browser, *plain, *what, path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
 
 
 @pytest.mark.parametrize("name", ["rounding", "mistake"])
