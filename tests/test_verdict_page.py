@@ -59,7 +59,7 @@ def pages(verdicts: dict[str, Verdict], tmp_path_factory: pytest.TempPathFactory
 class Page(HTMLParser):
     """The elements of a page, which must nest, and the text in each kind of them."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "source")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -87,6 +87,14 @@ class Page(HTMLParser):
         return (attributes for name, attributes in self.tags if name == tag)
 
 
+def explained(shown: Page, tag: str = "h1") -> str:
+    """The explanation as a reader meets it: its first word is the heading, which is not said again."""
+    heading = shown.text[tag][0 if tag == "h1" else 1].partition("\n")[0]
+    first, *others = shown.text["p"]
+    assert not first.startswith(heading)
+    return f"{heading}: " + "\n\n".join([first[0].lower() + first[1:], *others])
+
+
 def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
@@ -97,7 +105,7 @@ def test_a_page_says_everything(name: str, verdicts: dict[str, Verdict], pages: 
     shown = Page(text_of(pages[name]))
     assert shown.text["h1"] == [verdict.status.capitalize()]
     assert shown.text["title"][0].startswith(verdict.status.capitalize())
-    assert "\n\n".join(shown.text["p"]).startswith(verdict.explain())
+    assert explained(shown).startswith(verdict.explain())
     words = " ".join(shown.text["main"])
     for said in (str(verdict.problem.input.shape), "(6, 16, 3, 3)", "(6,)", "(2, 1)", "(1, 2)"):
         assert said in words
@@ -156,7 +164,7 @@ def test_the_part_for_notebooks(verdicts: dict[str, Verdict]) -> None:
         assert text == page.fragment(verdict)
         shown = Page(text)
         assert not {"html", "head", "body", "script", "img", "h1"} & {tag for tag, _ in shown.tags}
-        assert "\n\n".join(shown.text["p"]).startswith(verdict.explain())
+        assert explained(shown, "div").startswith(verdict.explain())
         # Its style reaches nothing else in the notebook.
         rules = re.sub(r"\{[^}]*\}", "{", shown.text["style"][0]).split("{")
         assert all(part.strip().startswith(".detconv") for rule in rules[:-1] for part in rule.split(","))
@@ -205,7 +213,7 @@ def test_a_browser_shows_the_verdict(
     # The browser's own serialisation of what it understood.
     shown = Page(opened(chromium, pages[name], tmp_path / "profile", "--dump-dom"))
     assert shown.text["h1"] == [name.capitalize()]
-    assert "\n\n".join(shown.text["p"]).startswith(verdicts[name].explain())
+    assert explained(shown).startswith(verdicts[name].explain())
     assert [attributes["class"] for attributes in shown.attributes("h1")] == [f"verdict {name}"]
 
 

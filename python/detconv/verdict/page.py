@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detconv import _core
+from detconv import _core, pages
 from detconv.verdict.bounds import FORMATS
 from detconv.verdict.explain import WHAT, axes
 
@@ -27,29 +26,13 @@ _MEANING = {
     "mistake": "beyond the bound: no order of the additions does that",
 }
 
-# Colours that stand out enough from a white and from a black page, in large letters: 3:1 and more (WCAG 2.1, 1.4.3).
-_STYLE = """
-.detconv { font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-.detconv .verdict { font-size: 2.2em; line-height: 1.2; margin: 0 0 .5em; padding-left: .4em;
-  border-left: .25em solid currentColor; }
-.detconv .identical { color: #0072B2 } .detconv .rounding { color: #008F68 }
-.detconv .unlikely { color: #B07800 } .detconv .mistake { color: #D55E00 }
-.detconv p { white-space: pre-wrap; max-width: 46em; }
-.detconv .wide { overflow-x: auto; }
-.detconv table { border-collapse: collapse; margin: .5em 0 1.5em; font-size: .94em; }
-.detconv caption { text-align: left; font-weight: 600; padding: .3em 0; }
-.detconv th, .detconv td { padding: .25em .8em; border-bottom: 1px solid #8886; text-align: left;
-  vertical-align: top; }
-.detconv th[scope=row] { white-space: nowrap; }
-.detconv td.number, .detconv th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-"""
 _PAGE_STYLE = """
 :root { color-scheme: light dark; }
 body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; background: #fff; color: #222; }
 h2 { margin-top: 2em; font-size: 1.3em; }
 figure { margin: 0; } figcaption { font-size: .9em; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem; }
-img { width: 100%; height: auto; background: #fff; border-radius: 4px; }
+img { width: 100%; height: auto; border-radius: 4px; }
 footer { margin-top: 3em; font-size: .9em; }
 @media (prefers-color-scheme: dark) {
   body { background: #16181b; color: #e6e6e6; }
@@ -68,8 +51,7 @@ def write(verdict: Verdict, path: Path) -> None:
 
 def fragment(verdict: Verdict) -> str:
     """The answer, its reasons and the worst elements, for a page that has its own head: a notebook, say."""
-    parts = [f"<style>{_STYLE}</style>", '<div class="detconv">', *_answer(verdict, "div"), *_worst(verdict), "</div>"]
-    return "\n".join(parts)
+    return pages.fragment((*_answer(verdict, "div"), *_worst(verdict)))
 
 
 def _page(verdict: Verdict) -> Iterator[str]:
@@ -85,7 +67,7 @@ def _page(verdict: Verdict) -> Iterator[str]:
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
     )
     yield f"<title>{escape(title)}</title>"
-    yield f"<style>{_STYLE}{_PAGE_STYLE}</style>"
+    yield f"<style>{pages.STYLE}{_PAGE_STYLE}</style>"
     yield "</head>"
     yield '<body class="detconv">'
     yield "<main>"
@@ -105,10 +87,14 @@ def _page(verdict: Verdict) -> Iterator[str]:
 
 
 def _answer(v: Verdict, tag: str) -> Iterator[str]:
-    yield f'<{tag} class="verdict {v.status}">{v.status.capitalize()}</{tag}>'
-    yield from (f"<p>{escape(paragraph)}</p>" for paragraph in v.explain().split("\n\n"))
+    # The answer's first word is the heading; its sentence goes on below.
+    heading, colon, sentences = v.explain().partition(": ")
+    if not colon or "\n" in heading:
+        heading, sentences = v.status.capitalize(), v.explain()
+    yield f'<{tag} class="verdict {v.status}">{escape(heading)}</{tag}>'
+    yield from pages.paragraphs(sentences[:1].upper() + sentences[1:])
     rows = [(status, v.counts[status], _MEANING[status]) for status in v.counts]
-    yield from _table("Elements by status", ("status", "elements", "which means"), rows)
+    yield from pages.table("Elements by status", ("status", "elements", "which means"), rows)
 
 
 # ---- Tables ----
@@ -137,7 +123,7 @@ def _worst(v: Verdict) -> Iterator[str]:
             )
         )
     numbers = ("value", "true sum", "error", "in ulp", "S", "bound", "probable bound", "error / bound")
-    yield from _table(
+    yield from pages.table(
         f"The {len(rows)} of {off.size} elements that are off with the largest error for their bound",
         (", ".join(axes(v)), *numbers, "status"),
         rows,
@@ -155,7 +141,7 @@ def _problem(v: Verdict) -> Iterator[str]:
         ("terms of a sum, n", f"{low}" if low == high else f"{low} to {high}, where padding leaves fewer"),
         ("confidence of the probable bound", f"{v.confidence:.10g}"),
     ]
-    yield from _table("What was judged", ("", ""), rows)
+    yield from pages.table("What was judged", ("", ""), rows)
 
 
 def _as_text(value: object) -> str:
@@ -188,37 +174,6 @@ def _bound(v: Verdict) -> Iterator[str]:
     yield "<p>True sums are computed by detconv's method exact: the sum as a real number, rounded once.</p>"
 
 
-def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """A table whose first column names its rows."""
-    yield f'<div class="wide"><table><caption>{escape(caption)}</caption>'
-    rows = list(rows)
-    numeric = [_is_number(rows[0][column]) if rows else False for column in range(len(heads))]
-    if any(heads):
-        cells = (
-            f'<th scope="col"{_class(number)}>{escape(head)}</th>' for head, number in zip(heads, numeric, strict=True)
-        )
-        yield f"<thead><tr>{''.join(cells)}</tr></thead>"
-    yield "<tbody>"
-    for first, *others in rows:
-        cells = (
-            f"<td{_class(number)}>{escape(str(cell))}</td>" for cell, number in zip(others, numeric[1:], strict=True)
-        )
-        yield f'<tr><th scope="row">{escape(str(first))}</th>{"".join(cells)}</tr>'
-    yield "</tbody></table></div>"
-
-
-def _is_number(cell: object) -> bool:
-    try:
-        float(str(cell))
-    except ValueError:
-        return False
-    return True
-
-
-def _class(number: bool) -> str:
-    return ' class="number"' if number else ""
-
-
 # ---- Pictures ----
 
 
@@ -235,8 +190,5 @@ def _pictures(v: Verdict) -> Iterator[str]:
 
     yield '<div class="pictures">'
     for panel in PANELS:
-        file = io.BytesIO()
-        plot_panel(v, panel).savefig(file, format="png", metadata={"Software": None})
-        data, words = base64.b64encode(file.getvalue()).decode(), escape(panel.words(v))
-        yield f'<figure><img alt="{words}" src="data:image/png;base64,{data}"><figcaption>{words}</figcaption></figure>'
+        yield pages.picture(partial(plot_panel, v, panel), panel.words(v))
     yield "</div>"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, plain
+from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, figure, plain
 from detconv.verdict.explain import WHAT, axes
 from detconv.verdict.problem import Array
 
@@ -39,24 +39,21 @@ def plot(verdict: Verdict) -> Figure:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(13, 9), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-    figure.suptitle(headline(verdict), x=0.015, ha="left", fontsize=19, color=INK)
+    picture = figure(13, 9, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    picture.suptitle(headline(verdict), x=0.015, ha="left", fontsize=19, color=INK)
     if verdict.exact.size:
-        for place, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for place, panel in zip(picture.subplots(2, 2).flat, PANELS, strict=True):
             _draw(place, panel, verdict)
-    return figure
+    return picture
 
 
 def plot_panel(verdict: Verdict, panel: Panel) -> Figure:
     """One panel alone."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
-    _draw(figure.subplots(), panel, verdict)
-    return figure
+    picture = figure(6.4, 4.2, layout="constrained")
+    _draw(picture.subplots(), panel, verdict)
+    return picture
 
 
 def headline(verdict: Verdict) -> str:
@@ -200,13 +197,14 @@ def _draw_magnitudes(place: Axes, v: Verdict) -> None:
     fit = np.isfinite(bound) & (magnitude > 0) & (bound > 0)
     if fit.any():
         ends = np.array([magnitude[fit].min() / 1.3, magnitude[fit].max() * 1.3])
-        lines = ((bound, GREY, "-", "bound", 4), (probable, ORANGE, "--", "probable bound", -14))
-        for limit, color, style, name, above in lines:
+        lines = ((bound, GREY, "-", "bound"), (probable, ORANGE, "--", "probable\nbound"))
+        for limit, color, style, name in lines:
             slopes = limit[fit] / magnitude[fit]
             place.fill_between(ends, slopes.min() * ends, slopes.max() * ends, color=color, alpha=0.25, linewidth=0)
             place.plot(ends, slopes.max() * ends, color=INK, linewidth=1.2, linestyle=style)
+            # Beside the panel, where no element is.
             at = ends[1], slopes.max() * ends[1]
-            place.annotate(name, at, (-4, above), textcoords="offset points", ha="right", fontsize=10, color=INK)
+            place.annotate(name, at, (4, 0), textcoords="offset points", va="center", fontsize=10, color=INK)
         place.set_xlim(*ends)
     for code, (status, color) in enumerate(COLORS.items()):
         own = np.flatnonzero(shown & (v.codes.ravel() == code))
