@@ -131,8 +131,8 @@ class Labelled(torch.Tensor):
 LEFT: dict[str, tuple[Callable[[], Any], str]] = {
     "conv1d": (lambda: functional.conv1d(image()[0], weight()[..., 0, :].repeat(1, 1, 1)[:, :6]), "only"),
     "conv3d": (lambda: functional.conv3d(image()[:, None], weight()[:1, :1, None]), "only"),
-    "convolution": (
-        lambda: torch.convolution(image(), weight(), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
+    "conv_tbc": (
+        lambda: torch.conv_tbc(image()[0], weight()[:7, :3, :, 0].movedim(0, 1), image().new_zeros(3)),
         "only",
     ),
     "conv2d": (lambda: functional.conv2d(image().to(torch.complex64), weight().to(torch.complex64)), "complex64"),
