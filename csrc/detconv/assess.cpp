@@ -48,6 +48,10 @@ Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t*
         const double magnitude = elements.magnitude[i];
         ratio = 0;
         if (c == e || (std::isnan(c) && std::isnan(e))) return Status::identical;
+        if (magnitude < claim.exact_below) {
+            ratio = HUGE_VAL;
+            return Status::mistake;
+        }
         // A partial sum may have overflowed, in some order: then everything may have come out, but for a NaN term.
         const bool overflows = !(magnitude < too_large / 2);
         if (!std::isfinite(c) || !std::isfinite(e)) {
@@ -60,11 +64,13 @@ Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t*
         // The slack covers the rounding of these few operations.
         const double representation = half_ulp.of(std::abs(e)) + (stored_narrower ? half_ulp.of(std::abs(c)) : 0);
         const double fixed = claim.tiny[position] + representation, difference = std::abs(c - e);
-        const double bound = (claim.hard[position] * magnitude + fixed) * (1 + 0x1p-48);
+        const double shift = elements.shift == nullptr ? 0 : elements.shift[i];
+        auto carried = [&](double factor) { return factor * (magnitude + shift) + shift + fixed; };
+        const double bound = carried(claim.hard[position]) * (1 + 0x1p-48);
         ratio = std::isfinite(bound) ? difference / bound : 0;
         if (overflows) return Status::rounding;
         if (difference > bound) return Status::mistake;
-        return difference > claim.likely[position] * magnitude + fixed ? Status::unlikely : Status::rounding;
+        return difference > carried(claim.likely[position]) ? Status::unlikely : Status::rounding;
     };
 
     Assessment all;

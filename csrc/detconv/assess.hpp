@@ -19,10 +19,12 @@ struct Format {
 
 // What is known of the arithmetic that is claimed. A sum s that it may have computed for an element with magnitude S,
 // at position p of the last two axes, is within hard[p] * S + tiny[p] of the exact sum, whatever the order; and, with
-// the confidence that went into it, within likely[p] * S + tiny[p].
+// the confidence that went into it, within likely[p] * S + tiny[p]. Where the operands are rounded first, which moves
+// the sum by D at most, within hard[p] * (S + D) + D + tiny[p]. A sum with S < exact_below is never rounded.
 struct Claim {
     Index positions;
     const double *hard, *likely, *tiny;
+    double exact_below;
     Format accumulator, stored;  // the sum is rounded once from the accumulator's format to that of the outputs
 };
 
@@ -30,6 +32,7 @@ template <class T>
 struct Elements {
     Index count;
     const T *candidate, *exact, *magnitude;
+    const T* shift;  // D; null: 0
 };
 
 struct Assessment {
@@ -38,7 +41,7 @@ struct Assessment {
     Index worst_at = -1;            // its element; -1: all are identical
 };
 
-// bound[p] of an element: hard[p] * S + tiny[p], and the roundings of the exact sum and the candidate to the outputs'
+// The bound of an element is that of its sum, and the roundings of the exact sum and the candidate to the outputs'
 // format. S must never be too small; of terms that are infinite or NaN it says nothing. Writes a Status for each
 // element.
 template <class T>

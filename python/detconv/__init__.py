@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from detconv.verdict.judge import ConvolutionMistake as ConvolutionMistake
     from detconv.verdict.judge import Verdict as Verdict
     from detconv.verdict.judge import judge as judge
+    from detconv.verdict.judge import judge_bias_gradient as judge_bias_gradient
     from detconv.verdict.judge import judge_input_gradient as judge_input_gradient
     from detconv.verdict.judge import judge_weight_gradient as judge_weight_gradient
 
@@ -118,6 +119,7 @@ _LATER = {
     "diagnose": "detconv.verdict.diagnose",
     "identify": "detconv.revealing",
     "judge": "detconv.verdict.judge",
+    "judge_bias_gradient": "detconv.verdict.judge",
     "judge_input_gradient": "detconv.verdict.judge",
     "judge_weight_gradient": "detconv.verdict.judge",
     "reference": "detconv",

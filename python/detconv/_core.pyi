@@ -84,9 +84,11 @@ def assess(
     candidate: NDArray[Any],
     exact: NDArray[Any],
     magnitude: NDArray[Any],
+    shift: NDArray[Any] | None,
     hard: NDArray[Any],
     likely: NDArray[Any],
     tiny: NDArray[Any],
+    exact_below: float,
     accumulator: tuple[int, int, int],
     stored: tuple[int, int, int],
 ) -> tuple[NDArray[Any], list[int], float, int]: ...

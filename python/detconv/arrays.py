@@ -20,7 +20,7 @@ NumPyArray: TypeAlias = NDArray[Any]
 _VALID = "a NumPy array, a CPU torch.Tensor or another array on the CPU that speaks DLPack"
 
 # The types of devices, from DLPack's header dlpack.h: those that a user is likely to meet.
-_DLPACK_CPU = 1
+DLPACK_CPU = 1
 _DLPACK_DEVICES = {2: "CUDA", 3: "CUDA host memory", 8: "Metal", 10: "ROCm", 13: "CUDA managed", 14: "oneAPI"}
 
 
@@ -91,7 +91,7 @@ def _library(argument: str, value: object) -> Library:
         hint = " (numpy.asarray makes an array of it)" if isinstance(value, list | tuple | int | float) else ""
         raise TypeError(f"{argument} must be {_VALID}; got {name_of(kind)}{hint}")
     device = int(value.__dlpack_device__()[0])  # type: ignore[attr-defined]
-    if device != _DLPACK_CPU:
+    if device != DLPACK_CPU:
         place = _DLPACK_DEVICES.get(device, f"a device of DLPack's type {device}")
         raise TypeError(f"{argument} must be on the CPU; got {name_of(kind)} on {place}")
     if not hasattr(kind, "__array_namespace__"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ContextDecorator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detconv import _core
 from detconv.arrays import Array
@@ -39,6 +40,21 @@ class instruction_set(ContextDecorator):
         _core.force_instruction_set(self._before.pop())
 
 
+class NoPower(UserWarning):
+    """An assertion passed that zeros in place of the output might have passed, too: see ``Verdict.power``."""
+
+
+# What an assertion does with "unlikely" where it is not told: set by the pytest option --detconv-allow-unlikely.
+_allow_unlikely = False
+
+
+def allow_unlikely_by_default(allowed: bool) -> None:
+    """Let assertions pass an ``"unlikely"`` output unless they are told otherwise, in this process; what the pytest
+    option ``--detconv-allow-unlikely`` and the setting ``detconv_allow_unlikely`` do for a project."""
+    global _allow_unlikely
+    _allow_unlikely = bool(allowed)
+
+
 def assert_conv2d(
     actual: Array,
     input: Array,
@@ -51,29 +67,59 @@ def assert_conv2d(
     *,
     dtype: str | None = None,
     confidence: float = CONFIDENCE,
+    allow_unlikely: bool | None = None,
 ) -> Verdict:
-    """Raise an AssertionError unless roundings explain every element of an output of conv2d.
+    """Raise an AssertionError unless roundings explain an output of conv2d.
 
-    There is no tolerance to choose: each element has its own, the bound that no order of its additions exceeds.
+    There is no tolerance to choose: each element has its own, the bound that no order of its additions exceeds; and
+    all together have what detconv's own orders of the same numbers reach: see ``detconv.judge``.
 
     Args:
         actual: the output in question.
         input, weight, ...: as for ``detconv.judge``.
+        allow_unlikely: pass an output whose status is ``"unlikely"``: that is no proof. By default it fails, unless
+            pytest's option ``--detconv-allow-unlikely`` or its setting ``detconv_allow_unlikely`` says otherwise.
 
     Returns:
-        The verdict. Its status may still be ``"unlikely"``, which is no proof; a strict test asks for more.
+        The verdict.
 
     Raises:
         ConvolutionMistake: an AssertionError whose text is the explanation.
         ValueError, TypeError: as ``detconv.judge``.
+
+    Warns:
+        NoPower: the output passes, but zeros in its place might, too.
     """
     __tracebackhide__ = True  # pytest shows the line that called
     from detconv.verdict.judge import judge
 
     options = stride, padding, dilation, groups
-    verdict = judge(actual, input, weight, bias, *options, dtype=dtype, confidence=confidence)
-    verdict.raise_if_mistake()
-    return verdict
+    return _passed(judge(actual, input, weight, bias, *options, dtype=dtype, confidence=confidence), allow_unlikely)
+
+
+def assert_conv_transpose2d(
+    actual: Array,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    output_padding: int | tuple[int, int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, int] = 1,
+    *,
+    dtype: str | None = None,
+    confidence: float = CONFIDENCE,
+    allow_unlikely: bool | None = None,
+) -> Verdict:
+    """``assert_conv2d`` for a transposed convolution; arguments in the sequence of ``detconv.conv_transpose2d``."""
+    __tracebackhide__ = True
+    from detconv.verdict.judge import judge
+
+    options = stride, padding, dilation, groups
+    transposed: dict[str, Any] = {"transposed": True, "output_padding": output_padding}
+    verdict = judge(actual, input, weight, bias, *options, **transposed, dtype=dtype, confidence=confidence)
+    return _passed(verdict, allow_unlikely)
 
 
 def assert_conv2d_input(
@@ -88,17 +134,14 @@ def assert_conv2d_input(
     *,
     dtype: str | None = None,
     confidence: float = CONFIDENCE,
+    allow_unlikely: bool | None = None,
 ) -> Verdict:
     """``assert_conv2d`` for the gradient by the input; arguments as for ``detconv.judge_input_gradient``."""
     __tracebackhide__ = True
     from detconv.verdict.judge import judge_input_gradient
 
-    options = stride, padding, dilation, groups
-    verdict = judge_input_gradient(
-        actual, input_size, weight, grad_output, *options, dtype=dtype, confidence=confidence
-    )
-    verdict.raise_if_mistake()
-    return verdict
+    arguments = input_size, weight, grad_output, stride, padding, dilation, groups
+    return _passed(judge_input_gradient(actual, *arguments, dtype=dtype, confidence=confidence), allow_unlikely)
 
 
 def assert_conv2d_weight(
@@ -113,14 +156,37 @@ def assert_conv2d_weight(
     *,
     dtype: str | None = None,
     confidence: float = CONFIDENCE,
+    allow_unlikely: bool | None = None,
 ) -> Verdict:
     """``assert_conv2d`` for the gradient by the weight; arguments as for ``detconv.judge_weight_gradient``."""
     __tracebackhide__ = True
     from detconv.verdict.judge import judge_weight_gradient
 
-    options = stride, padding, dilation, groups
-    verdict = judge_weight_gradient(
-        actual, input, weight_size, grad_output, *options, dtype=dtype, confidence=confidence
-    )
-    verdict.raise_if_mistake()
+    arguments = input, weight_size, grad_output, stride, padding, dilation, groups
+    return _passed(judge_weight_gradient(actual, *arguments, dtype=dtype, confidence=confidence), allow_unlikely)
+
+
+def assert_conv2d_bias(
+    actual: Array,
+    grad_output: Array,
+    *,
+    dtype: str | None = None,
+    confidence: float = CONFIDENCE,
+    allow_unlikely: bool | None = None,
+) -> Verdict:
+    """``assert_conv2d`` for the gradient by the bias; arguments as for ``detconv.judge_bias_gradient``."""
+    __tracebackhide__ = True
+    from detconv.verdict.judge import judge_bias_gradient
+
+    return _passed(judge_bias_gradient(actual, grad_output, dtype=dtype, confidence=confidence), allow_unlikely)
+
+
+def _passed(verdict: Verdict, allow_unlikely: bool | None) -> Verdict:
+    """The verdict, if it passes; with a warning where it could not have failed."""
+    __tracebackhide__ = True
+    verdict.raise_if_mistake(allow_unlikely=_allow_unlikely if allow_unlikely is None else allow_unlikely)
+    if verdict.status != "identical" and not verdict.power.decides:
+        from detconv.verdict.explain import no_power
+
+        warnings.warn(no_power(verdict), NoPower, stacklevel=3)
     return verdict

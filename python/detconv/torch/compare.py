@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detconv.console import progress, wrapped
 from detconv.torch.calls import Call, Run, Unmatched, run
-from detconv.verdict.bounds import CONFIDENCE, FORMATS, half_ulp
+from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim, half_ulp
 from detconv.verdict.judge import STATUSES, Verdict, judge_problem
 from detconv.verdict.problem import Problem, numbers
 from detconv.verdict.record import number
@@ -201,8 +201,8 @@ def compare_models(
     for name, model in (("model_a", model_a), ("model_b", model_b)):
         if not callable(model):
             raise TypeError(f"{name} must be a torch.nn.Module or a function; got {type(model).__name__}")
-    if dtype is not None and dtype not in FORMATS:
-        raise ValueError(f"dtype must be one of {', '.join(FORMATS)}; got {dtype!r}")
+    if dtype is not None:
+        Claim.parse(dtype)
     run_a, run_b = run("a", model_a, inputs), run("b", model_b, inputs)
     pairs, alone = _matched(run_a.calls, run_b.calls)
     if not pairs:

@@ -7,6 +7,7 @@ meet: its own and those of the additions, as many as there are terms.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -44,9 +45,82 @@ class Format(NamedTuple):
 FORMATS = {
     "float64": Format(53, -1022, 1024),
     "float32": Format(24, -126, 128),
+    "tf32": Format(11, -126, 128),
     "float16": Format(11, -14, 16),
     "bfloat16": Format(8, -126, 128),
+    "float8_e4m3fn": Format(4, -6, 9),
+    "float8_e5m2": Format(3, -14, 16),
 }
+
+# The largest number of a format that ends before its power of two does: the OCP's 8-bit formats, revision 1.0, 2023.
+_LARGEST = {FORMATS["float8_e4m3fn"]: 448.0}
+
+
+def largest(format: Format) -> float:
+    """The largest finite number of a format."""
+    return _LARGEST.get(format) or math.ldexp(2 - 2.0 ** (1 - format.digits), format.overflow - 1)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The arithmetic that a candidate claims.
+
+    Attributes:
+        accumulator: the format in which the terms are added.
+        products: the format to which both operands are rounded before they are multiplied, to nearest or truncated;
+            None where they are multiplied as they are.
+    """
+
+    accumulator: str
+    products: str | None = None
+
+    @staticmethod
+    def parse(text: str) -> Claim:
+        """The claim of a text, ``ACCUMULATOR`` or ``PRODUCTS/ACCUMULATOR``; ``tf32`` is short for ``tf32/float32``.
+
+        Raises:
+            ValueError: no such text.
+        """
+        first, slash, second = str(text).partition("/")
+        if first not in FORMATS or (slash and second not in FORMATS):
+            raise ValueError(
+                f"dtype must be ACCUMULATOR or PRODUCTS/ACCUMULATOR, each one of {', '.join(FORMATS)}; got {text!r}"
+            )
+        if slash:
+            return Claim(second, first)
+        return Claim("float32", "tf32") if first == "tf32" else Claim(first)
+
+    @property
+    def format(self) -> Format:
+        """The accumulator's."""
+        return FORMATS[self.accumulator]
+
+    def __str__(self) -> str:
+        return self.accumulator if self.products is None else f"{self.products}/{self.accumulator}"
+
+
+def rounded(values: Array, format: Format, *, truncated: bool = False) -> Array:
+    """Numbers rounded to a format, to nearest with ties to even or towards zero, in the type in which they come.
+
+    What is too large for the format becomes its largest number; infinities and NaN stay what they are.
+    """
+    finite = np.where(np.isfinite(values), values, 0).astype(np.float64)
+    step = _last_place(finite, format)
+    most = largest(format)
+    near = np.clip((np.trunc if truncated else np.rint)(finite / step) * step, -most, most)
+    return np.where(np.isfinite(values), near, values).astype(values.dtype)
+
+
+def shortening(values: Array, format: Format) -> Array:
+    """How far rounding to a format may move each number, to nearest or truncated; infinite where it is too large."""
+    off = np.abs(values - rounded(values, format, truncated=True))
+    return np.where(np.abs(values) > largest(format), np.inf, off).astype(values.dtype)
+
+
+def _last_place(values: Array, format: Format) -> Array:
+    """A unit in the last place of a format's numbers of these sizes."""
+    exponents = np.maximum(np.frexp(values)[1] - 1, format.smallest) + 1 - format.digits
+    return np.asarray(np.ldexp(1.0, np.maximum(exponents, -1074)))
 
 
 def gamma(n: Array | float, unit: float) -> Array:

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detconv.verdict import bounds, regions
-from detconv.verdict.bounds import FORMATS
-from detconv.verdict.judge import limits
+from detconv.verdict.bounds import FORMATS, Claim
+from detconv.verdict.judge import Limits
 from detconv.verdict.problem import Array, Problem
+from detconv.verdict.problem import kernel_of as kernel_of
+from detconv.verdict.problem import pads_of as pads_of
+from detconv.verdict.problem import pair as pair
 
 
 class Expected(NamedTuple):
@@ -22,15 +25,15 @@ class Expected(NamedTuple):
     bound: Array
 
     @staticmethod
-    def of(problem: Problem, stored: str, dtype: str, confidence: float, rough: bool = False) -> Expected:
+    def of(problem: Problem, stored: str, claim: Claim, confidence: float, rough: bool = False) -> Expected:
         """The true sums of a problem; rough: sums in plain order, with twice the bound."""
         values = problem.run("naive") if rough else problem.exact(stored)
         magnitude = problem.magnitude()
-        hard, likely, tiny = limits(problem, dtype, confidence, values)
+        limits = Limits.of(problem, claim, confidence, values, magnitude)
         format = FORMATS[stored]
-        bound = (hard + likely if rough else likely) * magnitude.astype(np.float64) + tiny
+        bound = limits.probable(magnitude) + (limits.hard * magnitude if rough else 0)
         rounded = bounds.half_ulp(values, format)
-        if format.digits < FORMATS[dtype].digits:
+        if format.digits < claim.format.digits:
             rounded = rounded + bounds.half_ulp(np.abs(values) + bound, format)
         return Expected(values, bound + rounded)
 
@@ -52,7 +55,7 @@ class Guess(NamedTuple):
     problem: whose sums were computed.
     then: what was done to them; where problem is another than the case's, to each plane alone.
     parameters: how many numbers were fitted to the candidate.
-    stored, dtype: other formats of the output and of the additions than the case's.
+    stored, claim: another format of the output and another arithmetic than the case's.
     leaves: the elements that do not fit are left unexplained; the guess says no more than where they are.
     """
 
@@ -61,7 +64,7 @@ class Guess(NamedTuple):
     then: Callable[[Expected], Expected] | None = None
     parameters: float = 0
     stored: str | None = None
-    dtype: str | None = None
+    claim: Claim | None = None
     leaves: bool = False
 
 
@@ -72,13 +75,13 @@ class Case:
     problem: Problem
     candidate: Array
     stored: str
-    dtype: str
+    claim: Claim
     confidence: float
     _found: dict[str, Any] = field(default_factory=dict)
 
-    def expects(self, problem: Problem, stored: str | None = None, dtype: str | None = None) -> Expected:
-        """What a problem gives, in the case's formats or others."""
-        return Expected.of(problem, stored or self.stored, dtype or self.dtype, self.confidence)
+    def expects(self, problem: Problem, stored: str | None = None, claim: Claim | None = None) -> Expected:
+        """What a problem gives, in the case's format and arithmetic or others."""
+        return Expected.of(problem, stored or self.stored, claim or self.claim, self.confidence)
 
     @cached_property
     def expected(self) -> Expected | None:
@@ -133,41 +136,9 @@ def _largest(counts: Array, most: int) -> Array:
     return np.sort(np.argsort(-counts, kind="stable")[:most])
 
 
-def pair(value: Any) -> tuple[int, int]:
-    """An argument of geometry, for both axes."""
-    if isinstance(value, int | np.integer):
-        return int(value), int(value)
-    return int(value[0]), int(value[1])
-
-
-def kernel_of(problem: Problem) -> tuple[int, int]:
-    shape = problem.weight_size if problem.name == "conv2d_weight" else problem.weight.shape
-    return int(shape[-2]), int(shape[-1])
-
-
-def pads_of(problem: Problem) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows above and below, columns left and right."""
-    if problem.padding == "same":
-        total = [d * (k - 1) for d, k in zip(pair(problem.dilation), kernel_of(problem), strict=True)]
-        return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
-    vertical, horizontal = (0, 0) if problem.padding == "valid" else pair(problem.padding)
-    return (vertical, vertical), (horizontal, horizontal)
-
-
 def shape_of(problem: Problem) -> tuple[int, ...]:
     """The shape of a problem's output; sizes below 1 where the kernel is larger than the image."""
-    if problem.name != "conv2d":
-        return tuple(problem.input_size if problem.name == "conv2d_input" else problem.weight_size)
-    axes = zip(
-        problem.input.shape[-2:],
-        pads_of(problem),
-        pair(problem.dilation),
-        kernel_of(problem),
-        pair(problem.stride),
-        strict=True,
-    )
-    sizes = ((size + sum(pads) - d * (k - 1) - 1) // s + 1 for size, pads, d, k, s in axes)
-    return (*problem.input.shape[:-3], problem.weight.shape[0], *sizes)
+    return problem.shape
 
 
 def cropped(problem: Problem, samples: Array, outputs: Array) -> list[Problem]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from detconv.console import wrapped
 from detconv.verdict import files
-from detconv.verdict.bounds import CONFIDENCE, FORMATS
+from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim
 from detconv.verdict.judge import Verdict, judge, judge_input_gradient, judge_weight_gradient
 from detconv.verdict.record import record
 
@@ -52,7 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="output",
         help="judge the output (the default), or the gradient by the input or by the weight",
     )
-    parser.add_argument("--dtype", choices=FORMATS, help="in which the sums are claimed to be added")
+    parser.add_argument(
+        "--dtype",
+        type=_claim,
+        metavar="[PRODUCTS/]ACCUMULATOR",
+        help="the arithmetic that is claimed: in which format the terms are added, and, where operands are rounded "
+        f"first, to which; {', '.join(FORMATS)} (default: float64 for operands of float64, else float32)",
+    )
     parser.add_argument(
         "--confidence", type=float, default=CONFIDENCE, metavar="P", help="of the probable bound (default: %(default)s)"
     )
@@ -134,6 +140,13 @@ def _pair(text: str) -> int | tuple[int, int]:
     if len(numbers) == 2:
         return numbers[0], numbers[1]
     raise argparse.ArgumentTypeError(f"must be one whole number, or two with a comma between them; got {text!r}")
+
+
+def _claim(text: str) -> str:
+    try:
+        return str(Claim.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("dtype ")) from None
 
 
 def _padding(text: str) -> int | tuple[int, int] | str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from detconv.arrays import Array as AnyArray
 from detconv.verdict import regions
-from detconv.verdict.bounds import CONFIDENCE
+from detconv.verdict.bounds import CONFIDENCE, Claim
 from detconv.verdict.case import Case, Expected, Guess, cropped, shape_of
 from detconv.verdict.hypotheses import ROWS, Row
 from detconv.verdict.judge import Verdict, claimed, judge_problem
@@ -106,13 +106,13 @@ def diagnose(
     """
     problem = Problem.of("conv2d", input, weight, bias, stride, padding, dilation, groups)
     values, stored = numbers("candidate", candidate)
-    problem, dtype = claimed(problem, stored, dtype)
+    claim = claimed(problem, stored, dtype)
     if values.shape == shape_of(problem):
         return diagnose_verdict(judge_problem(candidate, problem, dtype))
     if values.ndim != len(shape_of(problem)):
         raise ValueError(f"candidate must have {len(shape_of(problem))} axes, as the output; got shape {values.shape}")
     problem.run("naive")  # raises what is to be raised about the arguments
-    return _diagnosed(_case(values, problem, stored, dtype, CONFIDENCE))
+    return _diagnosed(_case(values, problem, stored, claim, CONFIDENCE))
 
 
 def diagnose_verdict(verdict: Verdict) -> Diagnosis:
@@ -120,10 +120,10 @@ def diagnose_verdict(verdict: Verdict) -> Diagnosis:
     v = verdict
     if v.exact.size == 0:
         return Diagnosis((), "There is nothing to diagnose: there are no elements.")
-    return _diagnosed(_case(v.candidate, v.problem, v.stored, v.dtype, v.confidence))
+    return _diagnosed(_case(v.candidate, v.problem, v.container, v.claim, v.confidence))
 
 
-def _case(values: Array, problem: Problem, stored: str, dtype: str, confidence: float) -> Case:
+def _case(values: Array, problem: Problem, stored: str, claim: Claim, confidence: float) -> Case:
     """With an axis for the samples, and all in arrays of their own that are easy to index."""
     if stored == "float64" and problem.element_type != "float64":
         problem = problem.mapped(lambda array: array.astype(np.float64))
@@ -135,7 +135,7 @@ def _case(values: Array, problem: Problem, stored: str, dtype: str, confidence: 
         changes["input_size"] = (1, *problem.input_size)
     if values.ndim == 3:
         values = values[None]
-    return Case(problem.having(**changes), values, stored, dtype, confidence)
+    return Case(problem.having(**changes), values, stored, claim, confidence)
 
 
 @np.errstate(all="ignore")  # infinities and NaN are numbers like others here
@@ -199,8 +199,8 @@ def _given(case: Case, guess: Guess) -> Expected | None:
     try:
         if changed and not _plausible(case, guess):
             return None
-        if changed or guess.stored or guess.dtype or case.expected is None:
-            expected = case.expects(guess.problem, guess.stored, guess.dtype)
+        if changed or guess.stored or guess.claim or case.expected is None:
+            expected = case.expects(guess.problem, guess.stored, guess.claim)
         else:
             expected = case.expected
     except ValueError:  # sizes that do not fit: nobody can have computed this
@@ -212,14 +212,14 @@ def _given(case: Case, guess: Guess) -> Expected | None:
 
 def _plausible(case: Case, guess: Guess) -> bool:
     """Whether most elements of a part of the output fit, roughly: most guesses need not be computed as a whole."""
-    if guess.problem.name != "conv2d" or guess.stored or guess.dtype:
+    if guess.problem.name != "conv2d" or guess.stored or guess.claim:
         return True
     samples, outputs = case.crop
     if (len(guess.problem.input), len(guess.problem.weight)) != case.candidate.shape[:2]:
         return True
     chosen = np.ix_(samples, outputs)
     made = [
-        Expected.of(part, case.stored, case.dtype, case.confidence, rough=True)
+        Expected.of(part, case.stored, case.claim, case.confidence, rough=True)
         for part in cropped(guess.problem, samples, outputs)
     ]
     expected = Expected(*(np.concatenate(arrays, axis=1) for arrays in zip(*made, strict=True)))

@@ -17,14 +17,20 @@ _AXES = {
     "conv2d": ("sample", "output channel", "row", "column"),
     "conv2d_input": ("sample", "input channel", "row", "column"),
     "conv2d_weight": ("output channel", "input channel", "kernel row", "kernel column"),
+    "conv2d_bias": ("output channel",),
     "conv_transpose2d": ("sample", "output channel", "row", "column"),
 }
 WHAT = {
     "conv2d": "output",
     "conv2d_input": "input gradient",
     "conv2d_weight": "weight gradient",
+    "conv2d_bias": "bias gradient",
     "conv_transpose2d": "output",
 }
+
+
+# The hypotheses are about conv2d and its gradients.
+_DIAGNOSED = ("conv2d", "conv2d_input", "conv2d_weight")
 
 
 def explain(verdict: Verdict) -> str:
@@ -36,13 +42,21 @@ def explain(verdict: Verdict) -> str:
 
 
 def is_diagnosed(verdict: Verdict) -> bool:
-    """Whether there is something to diagnose: what cannot be rounding, or what is, but of coarser operands.
-
-    The hypotheses are about conv2d and its gradients.
-    """
-    if verdict.status == "identical" or verdict.problem.name == "conv_transpose2d":
+    """Whether there is something to diagnose: what cannot be rounding, or what is, but of coarser operands."""
+    if verdict.status == "identical" or verdict.problem.name not in _DIAGNOSED:
         return False
     return verdict.status != "rounding" or bool(verdict.diagnosis)
+
+
+def no_power(verdict: Verdict) -> str:
+    """What a check that could not have failed says."""
+    t = verdict.together
+    return (
+        f"this check shows nothing: the {WHAT[verdict.problem.name]} passes, but zeros in its place might pass, too. "
+        f"The true sums are {t.size:.2g} on average (root mean square), and sums of {_terms(verdict)} may be off by "
+        f"{max(t.yardstick, t.spread):.2g}. Data that would decide: small integers, which every order sums without "
+        "rounding; positive values, whose sums do not cancel; or fewer terms."
+    )
 
 
 def axes(verdict: Verdict) -> tuple[str, ...]:

@@ -221,7 +221,7 @@ def transposed_convolution(case: Case) -> Iterator[Guess]:
         )
     ]
     shape = (len(p.input), p.weight.shape[1] * int(p.groups), *sizes)
-    back = Problem("conv2d_input", (shape, p.weight, p.input, p.stride, p.padding, p.dilation, p.groups))
+    back = Problem("conv2d_input", (shape, p.weight, p.input, p.stride, p.padding, p.dilation, p.groups), p.given)
     if p.bias is not None and len(p.bias) != shape[1]:
         return
     bias = 0 if p.bias is None else p.bias[:, None, None]

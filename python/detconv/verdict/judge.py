@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from detconv import _core
 from detconv.arrays import Array as AnyArray
 from detconv.verdict import bounds
-from detconv.verdict.bounds import CONFIDENCE, FORMATS
-from detconv.verdict.problem import Array, Problem, numbers
+from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim, rounded
+from detconv.verdict.problem import Array, Problem, numbers, on_cpu
+from detconv.verdict.together import Power, Together, power_of, spare_likely
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,9 @@ STATUSES = ("identical", "rounding", "unlikely", "mistake")
 
 
 class ConvolutionMistake(AssertionError):
-    """An output that no order of additions explains; its text is the explanation.
+    """An output that roundings do not explain: no order of the additions does, or none that is likely.
+
+    Its text is the explanation. It begins with "Mistake:" where that is proven and with "Unlikely:" where it is not.
 
     Attributes:
         verdict: the verdict that says so.
@@ -37,40 +40,57 @@ class ConvolutionMistake(AssertionError):
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What an output is, element by element. Arrays have the output's shape.
+    """What an output is, element by element and as a whole. Arrays have the output's shape.
 
     Attributes:
-        status: the worst status of all elements.
+        status: the worst status of all elements, or that of all of them together where that is worse.
             ``"identical"``: the true sum of the products and the bias, rounded once.
             ``"rounding"``: within what roundings probably cause.
-            ``"unlikely"``: within what they can cause, but beyond what they cause with the stated confidence.
-            ``"mistake"``: proven: no order of the additions, in the precision that is claimed, gives this value.
-        counts: how many elements have each status.
-        exact: the true sums, rounded once to the type of the candidate.
+            ``"unlikely"``: within what they can cause, but beyond what they cause with the stated confidence, and far
+            beyond what they cause in sums of the same numbers in other orders.
+            ``"mistake"``: proven: no order of the additions, in the arithmetic that is claimed, gives this value.
+        counts: how many elements have each status, each judged alone.
+        exact: the true sums, rounded once to the format in which the candidate is stored.
         magnitude: S, the sums of abs(w*x) and abs(bias); infinities and NaN among the operands count as 0.
         confidence: the probability with which rounding errors, if they are random, carry no element of all beyond its
             ``probable_bound``.
-        stored, dtype: the formats of the candidate and of the arithmetic that is claimed.
+        container: the element type of the candidate.
+        stored: the format that its values have: ``container``, or that of the operands where all values are numbers of
+            that format, though they lie in a wider container.
+        claim: the arithmetic that is claimed; ``dtype`` is its text.
+        together: all elements judged together.
     """
 
     problem: Problem
     candidate: Array
     exact: Array
     magnitude: Array
+    container: str
     stored: str
-    dtype: str
+    claim: Claim
     confidence: float
     codes: Array  # of the elements' statuses, their places in STATUSES
     counts: dict[str, int]
     worst: float  # the largest difference as a multiple of its bound
     worst_element: tuple[int, ...] | None
-    _hard: Array  # bound = hard * S + tiny, by position of the last two axes, and the roundings to the format stored
-    _likely: Array
-    _tiny: Array
+    together: Together
+    _limits: Limits
+
+    @property
+    def dtype(self) -> str:
+        """The arithmetic that is claimed, ``ACCUMULATOR`` or ``PRODUCTS/ACCUMULATOR``."""
+        return str(self.claim)
 
     @property
     def status(self) -> str:
-        return max((status for status in STATUSES if self.counts[status]), key=STATUSES.index, default="identical")
+        worst = max((status for status in STATUSES if self.counts[status]), key=STATUSES.index, default="identical")
+        return worst if worst == "mistake" else max(worst, self.together.status, key=STATUSES.index)
+
+    @cached_property
+    @np.errstate(all="ignore")
+    def power(self) -> Power:
+        """What the verdict could have seen."""
+        return power_of(self)
 
     @cached_property
     def elements(self) -> Array:
@@ -92,20 +112,26 @@ class Verdict:
     @cached_property
     def bound(self) -> Array:
         """The largest distance from ``exact`` that any order and tree of the additions can cause. gamma_n * S, with
-        the roundings of exact and candidate to the format in which they are stored."""
-        return self._hard * self.magnitude + self._fixed()
+        the roundings of the operands, if they are claimed, and of exact and candidate to the format in which they are
+        stored; 0 where S is so small that no order rounds at all."""
+        return np.where(self.is_exact, 0.0, self._limits.bound(self.magnitude) + self._representation())
 
     @cached_property
     def probable_bound(self) -> Array:
         """The same with the stated confidence: lambda * sqrt(n) * u * S, where that is less."""
-        return self._likely * self.magnitude + self._fixed()
+        return np.where(self.is_exact, 0.0, self._limits.probable(self.magnitude) + self._representation())
 
-    def _fixed(self) -> Array:
+    @cached_property
+    def is_exact(self) -> Array:
+        """The elements that every order computes without any rounding: see ``Problem.grain``."""
+        return np.asarray(self.magnitude < self._limits.exact_below)
+
+    def _representation(self) -> Array:
         stored = FORMATS[self.stored]
         rounded = bounds.half_ulp(self.exact, stored)
-        if stored.digits < FORMATS[self.dtype].digits:
+        if stored.digits < self.claim.format.digits:
             rounded = rounded + bounds.half_ulp(self.candidate, stored)
-        return rounded + self._tiny
+        return rounded
 
     @cached_property
     def share(self) -> Array:
@@ -144,10 +170,17 @@ class Verdict:
 
         return explain(self)
 
-    def raise_if_mistake(self) -> None:
-        """Raise ConvolutionMistake, an AssertionError, with the explanation where an element is a mistake."""
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain data, as ``detconv judge --json`` prints it; its ``version`` is that of its keys."""
+        from detconv.verdict.record import record
+
+        return record(self)
+
+    def raise_if_mistake(self, *, allow_unlikely: bool = False) -> None:
+        """Raise ConvolutionMistake, an AssertionError, with the explanation where the status is ``"mistake"`` or
+        ``"unlikely"``; with allow_unlikely only where it is a mistake, which is proven."""
         __tracebackhide__ = True  # pytest shows the line that called
-        if self.status == "mistake":
+        if self.status == "mistake" or (self.status == "unlikely" and not allow_unlikely):
             mistake = ConvolutionMistake(self.explain())
             mistake.verdict = self
             raise mistake
@@ -188,6 +221,8 @@ def judge(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
+    transposed: bool = False,
+    output_padding: int | tuple[int, int] = 0,
     dtype: str | None = None,
     confidence: float = CONFIDENCE,
 ) -> Verdict:
@@ -195,22 +230,30 @@ def judge(
 
     Each element is compared with its true sum, rounded once. It is a mistake if it is further away than gamma_n * S:
     no order and no tree of additions can do that, fused or rounded, on any machine. n is the number of its products and
-    the bias, S the sum of their magnitudes.
+    the bias, S the sum of their magnitudes. Then all elements are judged together, by the errors that detconv's own
+    orders make on a sample of them: see ``Together``.
 
     Args:
-        candidate: the output in question, (N, O, OH, OW) or (O, OH, OW); float32, float64, float16 or bfloat16.
-        input, weight, bias, stride, padding, dilation, groups: as for ``conv2d``. Arrays of NumPy, torch or another
-            library; the candidate may be of another one than the others, and of a narrower or wider type.
-        dtype: the format in which the candidate claims to add: ``"float32"``, ``"float64"``, ``"float16"`` or
-            ``"bfloat16"``. By default float32 for a candidate of float32 or a half type, and float64 for one of
-            float64 or for operands of float64.
+        candidate: the output in question, (N, O, OH, OW) or (O, OH, OW); float32, float64, float16 or bfloat16. An
+            array on a GPU is copied.
+        input, weight, bias, stride, padding, dilation, groups: as for ``conv2d``, or for ``conv_transpose2d`` if
+            transposed. Arrays of NumPy, torch or another library; the candidate may be of another one than the others,
+            and of a narrower or wider type.
+        transposed: judge an output of ``conv_transpose2d``.
+        output_padding: as for ``conv_transpose2d``; only where transposed.
+        dtype: the arithmetic that the candidate claims: ``ACCUMULATOR`` or ``PRODUCTS/ACCUMULATOR``, each one of
+            float64, float32, tf32, float16, bfloat16, float8_e4m3fn and float8_e5m2. ACCUMULATOR is the format in which
+            the terms are added, PRODUCTS the one to which both operands are rounded before they are multiplied, to
+            nearest or truncated; ``"tf32"`` is short for ``"tf32/float32"``. By default float64 for operands of float64
+            and float32 for others, whatever the candidate is stored in.
         confidence: of ``probable_bound``, for all elements together; less than 1.
 
     Raises:
-        ValueError: shapes that cannot belong together, an unknown dtype, a confidence out of range.
-        TypeError: an array of the wrong type or element type, or on another device.
+        ValueError: shapes that cannot belong together, an unknown dtype, a confidence out of range, an output_padding
+            without transposed.
+        TypeError: an array of the wrong type or element type, or an operand on another device.
     """
-    problem = Problem.of("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    problem = forward_problem(input, weight, bias, stride, padding, dilation, groups, transposed, output_padding)
     return judge_problem(candidate, problem, dtype, confidence)
 
 
@@ -260,77 +303,174 @@ def judge_weight_gradient(
     return judge_problem(candidate, problem, dtype, confidence)
 
 
+def judge_bias_gradient(
+    candidate: AnyArray,
+    grad_output: AnyArray,
+    *,
+    operator: str = "conv2d",
+    dtype: str | None = None,
+    confidence: float = CONFIDENCE,
+) -> Verdict:
+    """``judge`` for the gradient by the bias: the sum of grad_output over samples and pixels, as of ``conv2d_bias``.
+
+    Args:
+        candidate: the gradient in question, (O,).
+        grad_output: the gradient of the output, (N, O, OH, OW) or (O, OH, OW).
+        operator: what the bias belongs to; so far ``"conv2d"``, whose bias gradient conv_transpose2d shares.
+        dtype, confidence: as for ``judge``.
+
+    Raises:
+        ValueError, TypeError: as ``judge``; also an unknown operator.
+    """
+    if operator not in _BIAS_PASSES:
+        raise ValueError(f"operator must be one of {', '.join(_BIAS_PASSES)}; got {operator!r}")
+    problem = Problem.of(_BIAS_PASSES[operator], grad_output)
+    return judge_problem(candidate, problem, dtype, confidence)
+
+
+# The pass that gives the bias gradient of an operator.
+_BIAS_PASSES = {"conv2d": "conv2d_bias"}
+
+
+def forward_problem(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    transposed: bool = False,
+    output_padding: Any = 0,
+) -> Problem:
+    """The problem of an output, of conv2d or of its transpose.
+
+    Raises:
+        ValueError: an output_padding without transposed, a padding that a transposed convolution has not.
+        TypeError: as ``Problem.of``.
+    """
+    if transposed:
+        if isinstance(padding, str):
+            raise ValueError(f"padding must be one or two whole numbers where transposed; got {padding!r}")
+        geometry = stride, padding, output_padding, groups, dilation
+        return Problem.of("conv_transpose2d", input, weight, bias, *geometry)
+    if output_padding not in (0, (0, 0), [0, 0]):
+        raise ValueError(f"output_padding must be 0 unless transposed=True; got {output_padding!r}")
+    return Problem.of("conv2d", input, weight, bias, stride, padding, dilation, groups)
+
+
+@np.errstate(all="ignore")  # infinities and NaN are numbers like others here
 def judge_problem(
     candidate: Any, problem: Problem, dtype: str | None = None, confidence: float = CONFIDENCE
 ) -> Verdict:
     """The verdict on the output of a problem; arguments as for ``judge``."""
-    values, stored = numbers("candidate", candidate)
-    problem, dtype = claimed(problem, stored, dtype)
+    values, container = numbers("candidate", on_cpu(candidate))
+    claim = claimed(problem, container, dtype)
     if not 0 <= confidence < 1:
         raise ValueError(f"confidence must be at least 0 and less than 1; got {confidence!r}")
 
+    stored = kept(values, container, problem)
+    problem = problem.in_double() if stored == "float64" else problem
     exact = problem.exact(stored)
     if values.shape != exact.shape:
         raise ValueError(f"candidate must have the shape of the output, {exact.shape}; got {values.shape}")
     magnitude = problem.magnitude()
-    hard, likely, tiny = limits(problem, dtype, confidence, exact)
+    limits = Limits.of(problem, claim, confidence, exact, magnitude)
     common = np.result_type(values, exact, magnitude)
     codes, counts, worst, worst_at = _core.assess(
         np.ascontiguousarray(values, common),
         np.ascontiguousarray(exact, common),
         np.ascontiguousarray(magnitude, common),
-        hard,
-        likely,
-        tiny,
-        FORMATS[dtype],
+        None if limits.shift is None else np.ascontiguousarray(limits.shift, common),
+        limits.hard,
+        limits.likely,
+        limits.tiny,
+        limits.exact_below,
+        claim.format,
         FORMATS[stored],
     )
     element = None if worst_at < 0 else tuple(int(i) for i in np.unravel_index(worst_at, exact.shape))
+    together = Together.of(problem, claim, stored, values, exact, magnitude, limits.shift)
+    spared = spare_likely(together, values - exact, magnitude, codes) if counts[2] else 0
+    counts = [counts[0], counts[1] + spared, counts[2] - spared, counts[3]]
     return Verdict(
         problem=problem,
         candidate=values,
         exact=exact,
         magnitude=magnitude,
+        container=container,
         stored=stored,
-        dtype=dtype,
+        claim=claim,
         confidence=confidence,
         codes=codes,
         counts=dict(zip(STATUSES, counts, strict=True)),
         worst=worst,
         worst_element=element,
-        _hard=hard,
-        _likely=likely,
-        _tiny=tiny,
+        together=together,
+        _limits=limits,
     )
 
 
-def claimed(problem: Problem, stored: str, dtype: str | None) -> tuple[Problem, str]:
-    """The problem in the type in which a candidate of a format can be judged, and the format in which it claims to add.
+def claimed(problem: Problem, container: str, dtype: str | None) -> Claim:
+    """The arithmetic that a candidate of an element type claims.
 
     Raises:
         ValueError: an unknown dtype.
         TypeError: a half candidate of float64 operands.
     """
     operands = problem.element_type
-    if operands == "float64" and stored not in ("float64", "float32"):
-        raise TypeError(f"candidate must be float64 or float32 where the other arrays are float64; got {stored}")
-    if dtype is None:
-        dtype = "float64" if "float64" in (stored, operands) else "float32"
-    if dtype not in FORMATS:
-        raise ValueError(f"dtype must be one of {', '.join(FORMATS)}; got {dtype!r}")
-    if stored == "float64" and operands != "float64":
-        problem = problem.mapped(lambda array: array.astype(np.float64))
-    return problem, dtype
+    if operands == "float64" and container not in ("float64", "float32"):
+        raise TypeError(f"candidate must be float64 or float32 where the other arrays are float64; got {container}")
+    return Claim(operands) if dtype is None else Claim.parse(dtype)
 
 
-def limits(problem: Problem, dtype: str, confidence: float, exact: Array) -> tuple[Array, Array, Array]:
-    """hard, likely and tiny, by position: the bounds of an element are hard * S + tiny and likely * S + tiny."""
-    n, claimed, own = problem.terms(), FORMATS[dtype], FORMATS[problem.element_type]
-    deviations = bounds.deviation(float(n.max(initial=1)), exact.size, confidence)
-    # S is computed in the operands' format, and may be too small by its own roundings.
-    too_small = 1 + bounds.gamma(n, own.unit)
-    # Sums of float64 that are stored in less were rounded twice, first to float64.
-    twice = 2.0**-52 if problem.element_type == "float64" != exact.dtype.name else 0
-    hard = bounds.gamma(n, claimed.unit) * too_small + twice
-    likely = np.minimum(hard, bounds.probable(n, claimed.unit, deviations) * too_small + twice)
-    return hard, likely, 2 * n * (claimed.tiny + hard * own.tiny)
+def kept(values: Array, container: str, problem: Problem) -> str:
+    """The format that the values of a candidate have: that of the caller's operands, where all of them are numbers of
+    it though their container is wider. A container is no claim: sums of float32 are often written to arrays of double,
+    which is what ``np.zeros(shape)`` makes.
+    """
+    narrower = problem.given
+    if FORMATS[narrower].digits >= FORMATS[container].digits:
+        return container
+    return narrower if np.array_equal(rounded(values, FORMATS[narrower]), values, equal_nan=True) else container
+
+
+class Limits(NamedTuple):
+    """How far roundings carry sums. hard, likely and tiny go by position, shift by element."""
+
+    hard: Array
+    likely: Array
+    tiny: Array
+    shift: Array | None  # by how much the rounding of the operands moves the sums; None where that is not claimed
+    exact_below: float  # sums with a smaller S are never rounded
+
+    @staticmethod
+    def of(problem: Problem, claim: Claim, confidence: float, exact: Array, magnitude: Array) -> Limits:
+        """Of the sums of a problem, which are rounded to the type of exact."""
+        n, own = problem.terms(), FORMATS[problem.element_type]
+        deviations = bounds.deviation(float(n.max(initial=1)), exact.size, confidence)
+        # S and the shifts are computed in the operands' format, and may be too small by their own roundings.
+        too_small = 1 + bounds.gamma(n, own.unit)
+        # Sums of float64 that are stored in less were rounded twice, first to float64.
+        twice = 2.0**-52 if problem.element_type == "float64" != exact.dtype.name else 0
+        hard = bounds.gamma(n, claim.format.unit) * too_small + twice
+        likely = np.minimum(hard, bounds.probable(n, claim.format.unit, deviations) * too_small + twice)
+        tiny = 2 * n * (claim.format.tiny + hard * own.tiny)
+        shift = None if claim.products is None else problem.shifts(FORMATS[claim.products])
+        if shift is not None:
+            shift = shift * too_small + 2 * n * own.tiny if shift.any() else None
+        below = 0.0 if shift is not None else problem.exact_below(claim.format, magnitude)
+        return Limits(hard, likely, tiny, shift, below)
+
+    def bound(self, magnitude: Array) -> Array:
+        """The largest error of any order."""
+        return self._of(self.hard, magnitude)
+
+    def probable(self, magnitude: Array) -> Array:
+        """The largest error of all, with the stated confidence."""
+        return self._of(self.likely, magnitude)
+
+    def _of(self, factor: Array, magnitude: Array) -> Array:
+        if self.shift is None:
+            return np.asarray(factor * magnitude + self.tiny)
+        return np.asarray(factor * (magnitude + self.shift) + self.shift + self.tiny)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detconv import _core, pages
-from detconv.verdict.bounds import FORMATS
 from detconv.verdict.explain import WHAT, axes
 
 if TYPE_CHECKING:
@@ -151,11 +150,12 @@ def _as_text(value: object) -> str:
 
 
 def _bound(v: Verdict) -> Iterator[str]:
-    digits = FORMATS[v.dtype].digits
+    digits = v.claim.format.digits
     yield (
         f"<p>An element is the sum of n terms, its products and the bias. u = 2<sup>-{digits}</sup> is the largest "
-        f"relative error of one rounding in {escape(v.dtype)}. In whatever order and tree the terms are added, and "
-        "whether products are rounded or fused, no term meets more than n roundings; so the computed sum is within</p>"
+        f"relative error of one rounding in {escape(v.claim.accumulator)}. In whatever order and tree the terms are "
+        "added, and whether products are rounded or fused, no term meets more than n roundings; so the computed "
+        "sum is within</p>"
     )
     yield "<p><i>bound</i> = &gamma;<sub>n</sub> S, &gamma;<sub>n</sub> = n u / (1 - n u), S = &sum; |w x| + |bias|</p>"
     yield (

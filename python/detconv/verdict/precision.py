@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from detconv.verdict.bounds import FORMATS
+from detconv.verdict.bounds import FORMATS, Claim
 from detconv.verdict.case import Case, Expected, Guess, cropped
 from detconv.verdict.problem import Array, Problem
 
@@ -139,8 +139,8 @@ def narrow_sums(case: Case) -> Iterator[Guess]:
     """An accumulator of fewer digits: all its values have no more, so neither has the output without its bias."""
     if case.expected is None:
         return
-    if case.dtype == "float64":
-        yield Guess("the sums are added in float32, not in float64", case.problem, dtype="float32")
+    if case.claim.accumulator == "float64":
+        yield Guess("the sums are added in float32, not in float64", case.problem, claim=Claim("float32"))
     values = case.candidate.astype(np.float64)
     if np.std(case.residual) > _LARGEST_NOISE * np.std(values) or values.size < 8:
         return
@@ -148,9 +148,11 @@ def narrow_sums(case: Case) -> Iterator[Guess]:
     before = values if bias is None else values - bias[:, None, None]
     for name in ("bfloat16", "float16"):
         last = 2.0**-23 * float(np.abs(values).max())
-        narrower = FORMATS[name].digits < FORMATS[case.dtype].digits
+        narrower = FORMATS[name].digits < case.claim.format.digits
         if narrower and (_has_digits(values, name, 0.0) or _has_digits(before, name, last)):
-            yield Guess(f"the sums are added in {name}, not in {case.dtype}", case.problem, dtype=name)
+            yield Guess(
+                f"the sums are added in {name}, not in {case.claim.accumulator}", case.problem, claim=Claim(name)
+            )
 
 
 def _has_digits(values: Array, name: str, tolerance: float) -> bool:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from detconv.verdict.judge import Verdict
 
 
+# Of the keys below: raised where one of them changes its meaning or goes.
+VERSION = 1
+
+
 def record(verdict: Verdict) -> dict[str, Any]:
     """What the verdict says, in numbers, text and lists of them; infinities and NaN are text: JSON has none.
 
@@ -22,10 +26,12 @@ def record(verdict: Verdict) -> dict[str, Any]:
     v = verdict
     geometry = {name: value for name, value in v.problem.named() if not isinstance(value, np.ndarray)}
     return {
+        "version": VERSION,
         "status": v.status,
         "counts": dict(v.counts),
         "shape": list(v.exact.shape),
         "pass": v.problem.name,
+        "container": v.container,
         "stored": v.stored,
         "dtype": v.dtype,
         "confidence": v.confidence,
@@ -36,8 +42,22 @@ def record(verdict: Verdict) -> dict[str, Any]:
         "worst": _worst(v),
         "bound": _range(v.bound),
         "probable_bound": _range(v.probable_bound),
+        "together": _together(v),
+        "power": {
+            name: number(value) if isinstance(value, float) else value for name, value in v.power._asdict().items()
+        },
         "diagnosis": str(v.diagnosis) if is_diagnosed(v) else None,
         "explanation": v.explain(),
+    }
+
+
+def _together(v: Verdict) -> dict[str, Any]:
+    t = v.together
+    return {
+        "status": t.status,
+        "elements": t.elements,
+        **{name: number(getattr(t, name)) for name in ("error", "size", "spread", "yardstick")},
+        "coarse": None if t.coarse is None else t.coarse._asdict(),
     }
 
 
