@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import detconv
 from bits import Array, assert_same_bits, explicit_orders, made
-from detconv.revealing import STATUSES, passes, replay, trees
+from detconv.revealing import STATUSES, passes, replay, texts, trees, words
 
 SHAPES = (1, 6, 7, 8), (5, 6, 3, 2)  # 36 terms
 
@@ -62,6 +63,26 @@ def test_equal_trees_have_equal_texts(data: st.DataObject, terms: int, bias: boo
 )
 def test_texts_of_known_orders_are_canonical(text: str) -> None:
     assert trees.canonical(text, 400) == text
+
+
+@given(st.data(), st.integers(1, 40), st.booleans())
+def test_what_an_order_reaches_is_what_it_spells_out(data: st.DataObject, terms: int, bias: bool) -> None:
+    shift = data.draw(st.integers(0, 3))
+    order = data.draw(explicit_orders(terms, bias))
+    spelt: list[int] = []
+
+    def spell(items: tuple[texts.Node, ...], by: int) -> None:
+        for item in items:
+            if item.kind in ("f", "m"):
+                spelt.append(item.number + by)
+            for copy in range(item.number if item.kind == "x" else 1):
+                spell(item.inner, by + copy * item.step)
+
+    spell(texts.parsed(order), shift)
+    assert texts.reach(f"1x(+0){{{order}}}") == (terms, int(bias), 0, terms - 1)
+    moved = f"2x(+{shift}){{{order}}} 3x(-1){{2x(+7){{f9}}}}"
+    assert texts.reach(moved)[2:] == (0, max(terms - 1 + shift, 16))
+    assert sorted(spelt) == list(range(shift, terms + shift))
 
 
 def test_deep_trees_stay_shallow_in_text() -> None:
@@ -172,6 +193,136 @@ def test_a_pixel_without_products_is_no_obstacle() -> None:
     assert (r.status, r.match) == ("exact", 1.0), r.reason
     weight, grad = made((5, 4, 1, 1), np.float32, 1), made((1, 5, 3, 3), np.float32, 2)
     assert_same_bits(run(weight, grad, r), run(weight, grad))
+
+
+TRANSPOSED: list[dict[str, Any]] = [
+    {},
+    {"stride": 2, "padding": 1, "output_padding": 1},
+    {"stride": (3, 2), "dilation": 2, "groups": 2},
+    {"stride": (4, 1), "padding": (0, 1)},  # rows that no product reaches: they are the bias
+    {"stride": 2, "dilation": 3, "output_padding": (2, 1)},
+]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("geometry", TRANSPOSED, ids=str)
+def test_transposed_convolutions(geometry: dict[str, Any], dtype: str, bias: bool) -> None:
+    shapes = (2, 6, 5, 4), (6, 4 // geometry.get("groups", 1), 3, 2)
+
+    def fn(x: Array, w: Array, b: Array | None, given: Any = "naive products=rounded bias=first") -> Array:
+        return detconv.conv_transpose2d(x, w, b, **geometry, summation=given)
+
+    r = detconv.reveal(fn, *shapes, bias, dtype=dtype, transposed=True, **geometry)
+    assert (r.status, r.match) == ("exact", 1.0), r.reason
+    x, w = (made(shape, np.dtype(dtype).type, seed) for seed, shape in enumerate(shapes))
+    b = made((4,), np.dtype(dtype).type, 5) if bias else None
+    assert_same_bits(fn(x, w, b, r), fn(x, w, b))
+    again = detconv.Reveal.from_dict(json.loads(json.dumps(r.to_dict())))
+    assert_same_bits(fn(x, w, b, again), fn(x, w, b))
+    if bias:
+        b = np.array([-0.0, np.nan, np.inf, 1], dtype)
+        assert_same_bits(fn(x, w, b, r), fn(x, w, b))
+    with pytest.raises(ValueError, match="these orders are of conv_transpose2d, and not of conv2d"):
+        detconv.conv2d(x, w, b, summation=r)
+
+
+def test_transposed_convolutions_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    geometry: dict[str, Any] = {"stride": 2, "padding": 1, "output_padding": 1}
+
+    def fn(x: Any, w: Any, b: Any) -> Any:
+        return torch.nn.functional.conv_transpose2d(x, w, b, **geometry)
+
+    r = detconv.reveal(fn, (1, 8, 6, 6), (8, 5, 3, 3), transposed=True, arrays="torch", **geometry)
+    assert (r.status, r.match) == ("exact", 1.0), r.reason
+    x, w, b = (torch.from_numpy(made(shape, np.float32, 3)) for shape in [(1, 8, 6, 6), (8, 5, 3, 3), (5,)])
+    assert torch.equal(detconv.conv_transpose2d(x, w, b, **geometry, summation=r), fn(x, w, b))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"output_padding": 1}, "output_padding must be 0 without transposed"),
+        ({"transposed": True, "pass_": "weight_gradient"}, "pass_ must be forward with transposed=True"),
+        ({"transposed": True, "output_padding": 3, "stride": 2}, "output_padding"),
+        ({"transposed": True, "padding": "same"}, "padding must be"),
+        ({"transposed": 1}, "transposed must be True or False; got int"),
+        ({"transposed": True, "stride": 200, "weight_shape": (6, 4, 200, 200)}, "stride must leave at most 4096 kinds"),
+    ],
+)
+def test_arguments_of_transposed_convolutions_are_checked(change: dict[str, Any], match: str) -> None:
+    arguments: dict[str, Any] = {"input_shape": (1, 6, 5, 5), "weight_shape": (6, 4, 3, 3)} | change
+    with pytest.raises((ValueError, TypeError), match=match):
+        detconv.reveal(box("naive"), **arguments)
+
+
+@given(st.integers(-50, 50), st.integers(1, 12), st.integers(1, 9), st.integers(1, 9))
+def test_the_taps_that_meet_a_place(place: int, taps: int, stride: int, dilation: int) -> None:
+    common = math.gcd(stride, dilation)
+    met = passes._met(place, taps, stride // common, dilation // common, common)
+    assert list(met) == [i for i in range(taps) if (place - i * dilation) % stride == 0]
+
+
+# ---- Another convolution ----
+
+SQUARE = (2, 6, 9, 9), (5, 6, 3, 3)
+
+
+def turned(w: Array) -> Array:
+    return np.ascontiguousarray(w[:, :, ::-1, ::-1])
+
+
+OTHERS: dict[str, tuple[Callable[..., Array], dict[str, Any], str]] = {
+    "transposed kernel": (lambda x, w, b: detconv.conv2d(x, w.swapaxes(2, 3).copy(), b), {}, "kernel is transposed"),
+    "flipped kernel": (lambda x, w, b: detconv.conv2d(x, turned(w), b), {}, "kernel is flipped"),
+    "no bias": (lambda x, w, b: detconv.conv2d(x, w), {}, "bias is missing"),
+    "no padding, then shifted": (
+        lambda x, w, b: detconv.conv2d(np.pad(x, ((0, 0), (0, 0), (2, 0), (2, 0))), w, b),
+        {"padding": 1},
+        "padding",
+    ),
+    "reflected border": (
+        lambda x, w, b: detconv.conv2d(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect"), w, b),
+        {"padding": 1},
+        "reflect",
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_convolution_is_named_and_not_searched(name: str, seed: int) -> None:
+    fn, geometry, said = OTHERS[name]
+    r = detconv.reveal(fn, *SQUARE, **geometry, seed=seed)
+    assert r.status == "mistake"
+    assert said in r.reason
+    assert said in r.explain()
+    assert (r.match, r.orders) == (0, ())
+    assert r.calls <= 5
+    assert detconv.Reveal.from_dict(json.loads(json.dumps(r.to_dict()))).reason == r.reason
+    x, w, b = arrays_for(r)
+    with pytest.raises(ValueError, match="not known"):
+        detconv.conv2d(x, w, b, **geometry, summation=r)
+
+
+def test_another_gradient_is_named() -> None:
+    shape, kernel = SQUARE
+    r = detconv.reveal(lambda w, g: detconv.conv2d_input(shape, turned(w), g), shape, kernel, pass_="input_gradient")
+    assert (r.status, "flipped" in r.reason) == ("mistake", True)
+    r = detconv.reveal(lambda x, g: turned(detconv.conv2d_weight(x, kernel, g)), shape, kernel, pass_="weight_gradient")
+    assert (r.status, "flipped" in r.reason) == ("mistake", True)
+
+
+def test_a_result_of_another_shape_is_explained() -> None:
+    with pytest.raises(ValueError, match=r"must return shape .*the stride is ignored"):
+        detconv.reveal(lambda x, w, b: detconv.conv2d(x, w, b), *SQUARE, stride=2)
+
+
+def test_what_no_known_mistake_explains_is_counted() -> None:
+    r = detconv.reveal(lambda x, w, b: np.sin(detconv.conv2d(x, w, b)), *SHAPES)
+    assert r.status == "not_a_tree"
+    assert "outputs are further from the true sums than any order" in r.reason
 
 
 # ---- More than one order ----
@@ -311,12 +462,175 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert_same_bits(detconv.conv2d(x, w, b, padding=1, summation=again), patchwork(x, w, b))
     data = json.loads((tmp_path / "order.json").read_text())
     assert data["key"]["input_shape"] == [2, 6, 7, 8]
-    for wrong in ({}, {**data, "format": 2}, {**data, "status": "fine"}, {**data, "key": {}}, {**data, "parts": [1]}):
-        with pytest.raises(ValueError, match=r"revealed order|format|status"):
-            detconv.Reveal.from_dict(wrong).geometry  # noqa: B018
+    assert data["version"] == 2
+    old = {("format" if name == "version" else name): value for name, value in data.items()} | {"format": 1}
+    del old["key"]["transposed"], old["key"]["output_padding"]  # as version 1 was
+    assert str(detconv.Reveal.from_dict(old)) == str(r)
     (tmp_path / "no.json").write_text("{")
     with pytest.raises(ValueError, match=r"no\.json"):
         detconv.Reveal.load(tmp_path / "no.json")
+
+
+# What may be wrong with a file, and a word of what is said of it.
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no version": (lambda d: d.pop("version"), "format"),
+    "another version": (lambda d: d.update(version=3), "version is 3"),
+    "a version of another kind": (lambda d: d.update(version=True, format=[]), "know"),
+    "an unknown field": (lambda d: d.update(format=2), "fields that this release does not know"),
+    "an unknown status": (lambda d: d.update(status="fine"), "status is 'fine'"),
+    "no key": (lambda d: d.update(key={}), "function"),
+    "a key of a list": (lambda d: d.update(key=[]), "key must be a dict"),
+    "no shape": (lambda d: d["key"].pop("input_shape"), "no input_shape"),
+    "a shape that is none": (lambda d: d["key"].update(input_shape=[2, 6, "7", 8]), "input_shape"),
+    "another shape": (lambda d: d["key"].update(input_shape=[2, 6, 7, 9]), "places"),
+    "a gigantic shape": (lambda d: d["key"].update(input_shape=[2**40, 6, 2**20, 8]), "at most|places|64 bits"),
+    "a gigantic kernel": (lambda d: d["key"].update(weight_shape=[5, 6, 2**40, 3]), "kernel|64 bits|places"),
+    "a stride of floats": (lambda d: d["key"].update(stride=[1.5, 1]), "stride"),
+    "groups beyond 64 bits": (lambda d: d["key"].update(groups=10**30), "groups"),
+    "a bias that is no bool": (lambda d: d["key"].update(bias="yes"), "bias"),
+    "a dtype that is none": (lambda d: d["key"].update(dtype="int8"), "dtype"),
+    "a match above 1": (lambda d: d.update(match=1.5), "match must be from 0 to 1"),
+    "a match below 0": (lambda d: d.update(match=-0.5), "match must be"),
+    "a match that is no number": (lambda d: d.update(match=float("nan")), "match must be"),
+    "a match that is another": (lambda d: d.update(match=0.25, status="partial"), "outputs have an order"),
+    "trials of a float": (lambda d: d.update(trials=2.5), "trials"),
+    "negative seconds": (lambda d: d.update(seconds=-1), "seconds"),
+    "a reason that is no text": (lambda d: d.update(reason=3), "reason"),
+    "a lone surrogate": (lambda d: d["key"].update(function="\ud800"), "surrogate"),
+    "parts of another kind": (lambda d: d.update(parts=[1]), "part must be a dictionary"),
+    "too many parts": (lambda d: d["parts"].append(d["parts"][0]), "1 parts; got 2"),
+    "exact, without parts": (lambda d: d.update(parts=[], match=0), "exact"),
+    "no axes": (lambda d: d["parts"][0].pop("axes"), "axes"),
+    "three axes": (lambda d: d["parts"][0]["axes"].pop(), "4 axes"),
+    "a long axis": (lambda d: d["parts"][0]["axes"].__setitem__(0, [[0, 2**40]]), "places"),
+    "an axis of another kind": (lambda d: d["parts"][0]["axes"].__setitem__(0, [[-1, 2]]), "runs"),
+    "an axis of kinds that are not there": (lambda d: d["parts"][0]["axes"].__setitem__(0, [[7, 2]]), "runs"),
+    "a large core": (lambda d: d["parts"][0].update(core_shape=[2**20, 2**20, 1, 1]), "labels"),
+    "another core": (lambda d: d["parts"][0].update(core_shape=[2, 2, 2, 1]), "runs|core_shape"),
+    "a class that is not there": (lambda d: d["parts"][0]["core"][0].__setitem__(0, 3), "core must have runs"),
+    "a class below none": (lambda d: d["parts"][0]["core"][0].__setitem__(0, -2), "core must have runs"),
+    "runs that are none": (lambda d: d["parts"][0].update(core=[[0]]), "core must have runs"),
+    "an empty run": (lambda d: d["parts"][0]["core"].insert(0, [0, 0]), "core must have runs"),
+    "other counts": (lambda d: d["parts"][0].update(outputs=[1, 2, 3]), "outputs are not"),
+    "a summation that is none": (lambda d: d["parts"][0]["summations"].__setitem__(0, "nave"), "method"),
+    "a summation of another type": (lambda d: d["parts"][0]["summations"].__setitem__(0, 3), "must be a text"),
+    "an order of fewer terms": (lambda d: d["parts"][0]["summations"].__setitem__(0, 'naive order="f0 bias"'), "fit"),
+    "an order of many terms": (
+        lambda d: d["parts"][0]["summations"].__setitem__(0, 'naive order="281474976710656x(+1){f0} bias"'),
+        "fit",
+    ),
+    "an order without its bias": (
+        lambda d: d["parts"][0]["summations"].__setitem__(0, 'naive order="54x(+1){f0}"'),
+        "fit",
+    ),
+    "many copies of the bias": (
+        lambda d: d["parts"][0]["summations"].__setitem__(
+            0, 'naive order="' + "281474976710656x(+0){" * 60 + "bias" + "}" * 60 + ' 54x(+1){f0}"'
+        ),
+        "fit",
+    ),
+    "many summations": (lambda d: d["parts"][0].update(summations=["naive"] * 10**5), "at most 48"),
+}
+
+
+@pytest.fixture(scope="module")
+def patched() -> dict[str, Any]:
+    return detconv.reveal(patchwork, (2, 6, 7, 8), (5, 6, 3, 3), padding=1).to_dict()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_files_that_do_not_fit_their_key(name: str, patched: dict[str, Any], tmp_path: Path) -> None:
+    change, said = WRONG[name]
+    data = json.loads(json.dumps(patched))
+    assert detconv.Reveal.from_dict(data).status == "exact"
+    change(data)
+    with pytest.raises(ValueError, match=said) as raised:
+        detconv.Reveal.from_dict(data)
+    assert len(str(raised.value)) < 600
+    (tmp_path / "wrong.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"wrong\.json: "):
+        detconv.Reveal.load(tmp_path / "wrong.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"\xff\xfe", b"{", b"[" * 10**6, b"[]", b"3", b"null", b'"\\ud800"', b"NaN", b"1" * 10**4, b'{"version":2}'],
+)
+def test_files_that_are_none(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "no.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"no\.json: (no JSON|not a revealed order)"):
+        detconv.Reveal.load(tmp_path / "no.json")
+
+
+def long_reveal(terms: int, order: str) -> detconv.Reveal:
+    """A reveal of a 1x1 convolution of so many channels, as a file may claim one."""
+    r = detconv.reveal(box("naive"), (1, 4, 2, 2), (1, 4, 1, 1), bias=False)
+    data = json.loads(json.dumps(r.to_dict()))
+    data["key"] |= {"input_shape": [1, terms, 2, 2], "weight_shape": [1, terms, 1, 1], "function": "f" * 10**5}
+    data["parts"][0]["summations"] = [f'naive order="{order}"']
+    return detconv.Reveal.from_dict(data)
+
+
+def halves(depth: int) -> str:
+    """Nested pairs: the text of 2^depth terms, of as many items."""
+    text = [f"f{k}" for k in range(2**depth)]
+    while len(text) > 1:
+        text = [f"{one} [{other}]" for one, other in zip(text[::2], text[1::2], strict=True)]
+    return text[0]
+
+
+@pytest.mark.parametrize(
+    ("terms", "order"),
+    [
+        (2**30, f"{2**30}x(+1){{[f0]}}"),
+        (2**30, f"2x(+{2**29}){{{2**29}x(+1){{m0}}}}"),
+        (2**17, halves(17)),
+        (2**12, " ".join(f"f{k}" for k in range(2**12 - 1, -1, -1))),
+        (3**19, "".join(f"3x(+{3**k}){{[" for k in range(19)) + "f0" + "]}" * 19),
+    ],
+)
+def test_words_and_pictures_of_long_orders_are_bounded(terms: int, order: str) -> None:
+    r = long_reveal(terms, order)
+    assert len(repr(r)) < 500
+    assert len(str(r)) < 500
+    assert len(r.explain()) < 5000
+    assert len(r._repr_html_()) < 8000
+    assert len(r.orders[0].words) <= 400
+    assert len(repr(r.orders[0].summation)) < 500
+    with pytest.raises(ValueError, match="can be drawn") if terms > 2**14 else nullcontext():
+        pytest.importorskip("matplotlib")
+        r.plot()
+
+
+@given(st.tuples(*[st.integers(1, 6)] * 3), st.permutations([0, 1, 2]), st.sampled_from("fm"), st.booleans())
+def test_texts_of_nests_are_canonical(
+    extents: tuple[int, int, int], sequence: list[int], letter: str, first: bool
+) -> None:
+    terms, nest = math.prod(extents), texts.nest_text(extents, tuple(sequence), letter)
+    text = f"bias {nest}" if first else f"{nest} bias"
+    if terms > 2:
+        assert trees.canonical(text, terms) == text
+    found = words.loops_as_order(trees.canonical(text, terms), ("c", "kh", "kw"), extents)
+    assert found is not None
+    x, w, b = (
+        made((1, extents[0], *extents[1:]), np.float32, 1),
+        made((1, *extents), np.float32, 2),
+        made((1,), np.float32, 3),
+    )
+    assert_same_bits(
+        detconv.conv2d(x, w, b, summation=found), detconv.conv2d(x, w, b, summation=detconv.Summation(order=text))
+    )
+
+
+def test_a_notebook_shows_the_orders() -> None:
+    r = detconv.reveal(patchwork, (2, 6, 7, 8), (5, 6, 3, 3), padding=1)
+    shown = r._repr_html_()
+    for order in r.orders:
+        assert f"<code>{order.name}</code>" in shown
+        assert order.where in shown
+        assert order.words in shown
+    assert "patchwork (" in shown
+    assert "&lt;lambda&gt;" in detconv.reveal(box("naive"), *SHAPES)._repr_html_()
 
 
 def test_the_key_says_what_it_holds_for() -> None:
@@ -333,7 +647,7 @@ def test_words() -> None:
     assert "kh, kw, channels in sequence, fused, bias last" in text
     assert "Not known" in text
     assert repr(r) == "<Reveal exact, 100.000% of the bits: naive order=kh,kw,c>"
-    assert set(STATUSES) == {"exact", "partial", "transform", "nondeterministic", "not_a_tree"}
+    assert set(STATUSES) == {"exact", "partial", "transform", "nondeterministic", "not_a_tree", "mistake"}
 
 
 def test_another_call_than_the_revealed_one_is_refused() -> None:

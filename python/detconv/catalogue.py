@@ -74,7 +74,7 @@ def hypotheses_for(geometry: Geometry) -> dict[str, str]:
                 nest = nest_text(part.extents, axes, "f" if summation.products == "fused" else "m")
                 text = f"bias {nest}" if summation.bias == "first" else f"{nest} bias"
                 summation = Summation(order=canonical(text, part.terms, geometry.bias))
-            elif summation.method != "naive" and geometry.pass_ != "forward":
+            elif summation.method != "naive" and (geometry.pass_ != "forward" or geometry.transposed):
                 continue
             found.setdefault(str(summation), order.found_in)
     return found

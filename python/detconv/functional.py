@@ -179,7 +179,7 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: int | tuple[int, int] = 1,
     *,
-    summation: Summation | str = "pairwise",
+    summation: Summation | Reveal | str = "pairwise",
 ) -> AnyArray:
     """Transposed convolution, as ``torch.nn.functional.conv_transpose2d``: ``conv2d_input`` with a bias.
 
@@ -240,6 +240,10 @@ _REPLAYED = {
     "conv2d": ("input", "weight", "bias"),
     "conv2d_input": ("grad_output", "weight", "bias"),
     "conv2d_weight": ("input", "grad_output", "bias"),
+    "conv_transpose2d": ("input", "weight", "bias"),
+}
+_GEOMETRY = dict.fromkeys(_REPLAYED, ("stride", "padding", "dilation", "groups")) | {
+    "conv_transpose2d": ("stride", "padding", "output_padding", "groups", "dilation")
 }
 
 
@@ -247,7 +251,7 @@ def _replay(library: arrays.Library, name: str, *arguments: Any) -> Any:
     """The call in revealed orders: `arguments` end with what `reveal` found."""
     revealed = arguments[-1]
     if name not in _REPLAYED:
-        raise ValueError(f"summation: {name} takes no revealed orders; conv2d, conv2d_input and conv2d_weight do")
+        raise ValueError(f"summation: {name} takes no revealed orders; {', '.join(_REPLAYED)} do")
     given = {argument: arguments[i] for i, argument in _ARRAYS[name].items() if arguments[i] is not None}
     library.check_unobserved(given)
     adopted: dict[str, Any] = {"bias": None}
@@ -261,8 +265,7 @@ def _replay(library: arrays.Library, name: str, *arguments: Any) -> Any:
         "input_shape": arguments[0] if name == "conv2d_input" else adopted["input"].shape,
         "weight_shape": arguments[1] if name == "conv2d_weight" else adopted["weight"].shape,
     }
-    stride, padding, dilation, groups = arguments[3:-1]
-    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    geometry = dict(zip(_GEOMETRY[name], arguments[3:-1], strict=True))
     operands = [adopted[argument] for argument in _REPLAYED[name]]
     result = revealed.replay(name, operands, shapes | geometry)
     return library.from_numpy(moveaxis(ascontiguousarray(moveaxis(result, 1, -1)), -1, 1) if last else result)

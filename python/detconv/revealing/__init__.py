@@ -3,9 +3,9 @@
     r = detconv.reveal(fn, input_shape, weight_shape, padding=2)
     detconv.conv2d(x, w, b, padding=2, summation=r)    # fn's bits
 
-How it goes: the function must repeat itself, an output must depend on its window only; then probes find the tree of
-additions of one output, the tree is replayed on random values against all outputs of the real shape, and where bits
-differ, the next order is looked for, until every output has one. See ``docs/orders.md``.
+How it goes: the function must repeat itself, must be no other convolution, and an output must depend on its window
+only; then probes find the tree of additions of one output, the tree is replayed on random values against all outputs of
+the real shape, and where bits differ, the next order is looked for, until every output has one. See ``docs/orders.md``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 from detconv.console import progress
 from detconv.quoting import quoted
 from detconv.revealing.box import Box, OutOfTime
+from detconv.revealing.judging import mistaken
 from detconv.revealing.keys import key_of
-from detconv.revealing.locality import REPEATS, leaks, no_terms_are_zero, repeats
+from detconv.revealing.locality import REPEATS, leaks, no_terms_are_none, repeats
 from detconv.revealing.passes import Geometry, parts
 from detconv.revealing.revealed import STATUSES, Reveal, RevealedOrder
 from detconv.revealing.search import Search
@@ -39,6 +40,8 @@ def reveal(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
+    transposed: bool = False,
+    output_padding: int | tuple[int, int] = 0,
     dtype: Any = "float32",
     pass_: str = "forward",
     arrays: str | None = None,
@@ -59,9 +62,12 @@ def reveal(
             the CPU: NumPy's, torch's, JAX's or anything else that ``numpy.asarray`` takes. It is called with other
             image sizes and batches too, if it takes them, to save time.
         input_shape: (N, C, H, W).
-        weight_shape: (O, C / groups, KH, KW).
+        weight_shape: (O, C / groups, KH, KW); of a transposed convolution (C, O / groups, KH, KW).
         bias: whether there is one; only the forward pass has.
         stride, padding, dilation, groups: those that fn uses, as for ``conv2d``.
+        transposed: fn is a transposed convolution, as ``conv_transpose2d``; ``conv_transpose2d`` then takes the result
+            as its summation. Its gradients are passes of convolutions, to be revealed as such.
+        output_padding: of a transposed convolution, as for ``conv_transpose2d``.
         dtype: ``"float32"`` or ``"float64"``.
         pass_: ``"forward"``, ``"input_gradient"`` or ``"weight_gradient"``.
         arrays: what fn takes: ``"numpy"`` or ``"torch"``. None: torch, if fn is defined in torch or is differentiated,
@@ -77,12 +83,14 @@ def reveal(
         A ``Reveal``; see its fields and ``STATUSES``.
 
     Raises:
-        ValueError: arguments that do not fit together; fn changes its arguments or returns another shape.
+        ValueError: arguments that do not fit together; fn changes its arguments or returns another shape (the message
+            says which mistake gives it, if one that is known does).
         TypeError: fn returns something else than such an array.
         RuntimeError: fn raised; its exception is the cause.
     """
     start = time.monotonic()
-    geometry = Geometry.of(input_shape, weight_shape, bias, stride, padding, dilation, groups, dtype, pass_)
+    convolution = input_shape, weight_shape, bias, stride, padding, dilation, groups
+    geometry = Geometry.of(*convolution, dtype, pass_, transposed, output_padding)
     if not budget_s > 0:
         raise ValueError(f"budget_s must be positive; got {quoted(budget_s)}")
     box = Box(fn, arrays, layout, differentiate, start + budget_s)
@@ -123,10 +131,14 @@ def _search(box: Box, geometry: Geometry, hypotheses: Sequence[str], seed: int, 
         say("repeatability")
         if not repeats(trials):
             return _without_orders("nondeterministic", f"{REPEATS} equal calls gave different bits")
+        say("verdict")
+        other, beyond = mistaken(trials)
+        if other:
+            return _without_orders("mistake", other)
         say("locality")
         if found := leaks(trials):
             return _without_orders("transform", f"{found} outputs changed with a pixel that their windows miss")
-        zeros = no_terms_are_zero(geometry, trials)
+        zeros = no_terms_are_none(geometry, trials)
     except OutOfTime:
         return _without_orders("partial", "the budget ended before the first probe")
     made = parts(geometry)
@@ -138,13 +150,15 @@ def _search(box: Box, geometry: Geometry, hypotheses: Sequence[str], seed: int, 
     others = total - sum(math.prod(part.shape) for part in made)  # sums of no terms
     reason = "; ".join(dict.fromkeys(search.reason for search in searches if search.reason))
     if others and not zeros:
-        reason, others = reason or "an output without products is not 0", 0
+        reason, others = reason or "an output without products is neither 0 nor the bias", 0
     matched += others
     status = "partial"
     if matched == total and not reason:
         status = "exact"
     elif any(search.not_a_tree for search in searches) and matched == others:
         status = "not_a_tree"
+    if beyond and status != "exact":
+        reason = f"{reason}; {beyond}"
     taken = min((search.taken for search in searches), default=0)
     classes = tuple(search.classes for search in searches)
     return Reveal(status, reason, matched / total, taken, {}, classes)

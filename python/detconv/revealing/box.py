@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from detconv.quoting import quoted
+from detconv.revealing.judging import other_shape
 from detconv.revealing.passes import Array, Geometry
 
 KINDS = ("numpy", "torch")
@@ -90,7 +91,7 @@ class Box:
             for name, array, old in zip((*self._names(geometry), "bias"), (image, panel, bias), before, strict=False):
                 if array is not None and array.tobytes() != old.tobytes():
                     raise ValueError(f"fn ({self.name}) changed its argument {name}; it must leave its inputs alone")
-        return self._array(geometry, result)
+        return self._array(geometry, result, (image, panel, bias))
 
     def _call(self, geometry: Geometry, image: Any, panel: Any, bias: Any) -> Any:
         if self.torch is None:
@@ -140,7 +141,7 @@ class Box:
             return tensor.contiguous(memory_format=self.torch.channels_last)
         return tensor
 
-    def _array(self, geometry: Geometry, result: Any) -> Array:
+    def _array(self, geometry: Geometry, result: Any, given: tuple[Array, Array, Array | None]) -> Array:
         try:
             if hasattr(result, "detach"):
                 result = result.detach().numpy()
@@ -150,9 +151,10 @@ class Box:
             kind = type(result).__name__
             raise TypeError(f"fn ({self.name}) must return an array on the CPU; got {kind}: {error}") from error
         if array.shape != geometry.result_shape:
+            found = other_shape(array, geometry, *given) if self.calls == 1 else ""
             raise ValueError(
                 f"fn ({self.name}) must return shape {geometry.result_shape} for {self._arguments(geometry)}; "
-                f"got {array.shape}"
+                f"got {quoted(array.shape)}{(found and f' ({found})') or ''}"
             )
         if array.dtype.name != geometry.dtype:
             raise TypeError(f"fn ({self.name}) must return {geometry.dtype}, the type of its inputs; got {array.dtype}")

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from detconv.drawing import BLUE, GREEN, GREY, INK, VERMILION, plain
+from detconv.quoting import shortened
 from detconv.revealing.trees import Tree, tree_of
 
 if TYPE_CHECKING:
@@ -14,9 +15,16 @@ if TYPE_CHECKING:
     from detconv.revealing.revealed import Reveal, RevealedOrder
 
 
+MOST_LEAVES = 20_000  # two thousand to an inch: more make no other picture, and take minutes
+
+
 def draw(order: RevealedOrder, revealed: Reveal) -> Figure:
     """Leaves in the sequence in which the chains meet them, from left to right; the height of an addition is the
-    number of leaves below it, so chains are lines and brackets are branches."""
+    number of leaves below it, so chains are lines and brackets are branches.
+
+    Raises:
+        ValueError: an order that is known by its name alone, or of more than 20,000 products.
+    """
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -26,6 +34,8 @@ def draw(order: RevealedOrder, revealed: Reveal) -> Figure:
         raise ValueError(
             f"no tree is known for {order.name}, which was found by its name; reveal it without hypotheses"
         )
+    if terms > MOST_LEAVES:
+        raise ValueError(f"an order of at most {MOST_LEAVES} products can be drawn; this one has {terms}")
     tree = tree_of(order.text, terms)
     places, heights = _places(tree)
     figure = Figure(figsize=(11, 6), dpi=150)
@@ -44,10 +54,10 @@ def draw(order: RevealedOrder, revealed: Reveal) -> Figure:
     axes.set_xlabel(f"the {terms} products and the bias, in the sequence in which they are added", color=INK)
     axes.set_ylabel("products in the partial sum", color=INK)
     plain(axes)
-    figure.text(0.02, 0.94, _shortened(order.name, 90), fontsize=13, color=INK)
+    figure.text(0.02, 0.94, shortened(order.name, 90), fontsize=13, color=INK)
     key = revealed.key
     said = f"{key['library']} {key['version']}, input {key['input_shape']}, weight {key['weight_shape']}: {order.words}"
-    figure.text(0.02, 0.895, _shortened(said, 150), fontsize=9, color=GREY)
+    figure.text(0.02, 0.895, shortened(said, 150), fontsize=9, color=GREY)
     names = {VERMILION: "fused product", BLUE: "rounded product", GREEN: "bias", INK: "partial sum"}
     used = [color for color in names if color in colors]
     handles = [Line2D([], [], color=color, linewidth=1.5, label=names[color]) for color in used]
@@ -81,7 +91,3 @@ def _color(tree: Tree, node: int) -> str:
     if node == tree.terms:
         return GREEN
     return VERMILION if node in tree.fused else BLUE
-
-
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."

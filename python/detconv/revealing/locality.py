@@ -6,7 +6,7 @@ import numpy as np
 
 from detconv.revealing.box import aligned
 from detconv.revealing.passes import Array, Geometry, Part, parts
-from detconv.revealing.replay import same_bits
+from detconv.revealing.replay import of_no_terms, same_bits
 from detconv.revealing.trials import Trials
 
 REPEATS = 3
@@ -69,8 +69,10 @@ def _reads(outputs: int, part: Part, axis: int, pixel: int, valid: Array) -> Arr
     return np.asarray(((at == pixel) & valid).any(axis=1))
 
 
-def no_terms_are_zero(geometry: Geometry, trials: Trials) -> bool:
+def no_terms_are_none(geometry: Geometry, trials: Trials) -> bool:
+    """Whether the outputs that have no products are 0, or the bias."""
     covered = np.zeros(geometry.result_shape, bool)
     for part in parts(geometry):
         part.select(covered)[...] = True
-    return bool((trials.result(0)[~covered] == 0).all())
+    expected = of_no_terms(geometry, trials.operands(0)[2])
+    return bool((trials.result(0)[~covered] == expected[~covered]).all())

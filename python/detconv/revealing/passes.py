@@ -9,6 +9,8 @@ What a probe sees, what a replay computes and where an order holds are then said
     input gradient   grad_output   weight        input channel   o, kh, kw    one for each phase of the stride
     weight gradient  input         grad_output   output channel  n, oh, ow    1
 
+A transposed convolution is the input gradient of a convolution whose grad_output is called its input.
+
 The panel is the operand whose rows differ, so it carries the probes: one call gives as many of them as it has rows.
 """
 
@@ -30,11 +32,21 @@ Array = NDArray[Any]
 Pair = tuple[int, int]
 PASSES = ("forward", "input_gradient", "weight_gradient")
 DTYPES = ("float32", "float64")
+# The arguments of ``reveal`` that say what is convolved, in its order.
+ARGUMENTS = (
+    *("input_shape", "weight_shape", "bias", "stride", "padding", "dilation", "groups"),
+    *("dtype", "pass_", "transposed", "output_padding"),
+)
+_MOST_PARTS = 4096
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The arguments of one convolution, all but the values, and the pass that is looked at."""
+    """The arguments of one convolution, all but the values, and the pass that is looked at.
+
+    Of a transposed convolution, weight_shape is (C, O / groups, KH, KW), and only the forward pass is looked at: its
+    gradients are passes of convolutions.
+    """
 
     input_shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
@@ -46,6 +58,8 @@ class Geometry:
     dtype: str
     pass_: str
     output_shape: tuple[int, ...]
+    transposed: bool = False
+    output_padding: Pair = (0, 0)
 
     @staticmethod
     def of(
@@ -58,8 +72,10 @@ class Geometry:
         groups: int = 1,
         dtype: Any = "float32",
         pass_: str = "forward",
+        transposed: bool = False,
+        output_padding: int | Pair = 0,
     ) -> Geometry:
-        """Check the arguments as ``conv2d`` does.
+        """Check the arguments as ``conv2d`` does, or ``conv_transpose2d``.
 
         Raises:
             ValueError, TypeError: as ``conv2d``; a shape without an output; a pass or dtype that is none.
@@ -70,11 +86,23 @@ class Geometry:
         shapes = _shape("input_shape", input_shape), _shape("weight_shape", weight_shape)
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be True or False: whether there is one; got {type(bias).__name__}")
-        # The engine checks and computes the sizes: of no samples at all, which costs nothing.
+        if not isinstance(transposed, bool):
+            raise TypeError(f"transposed must be True or False; got {type(transposed).__name__}")
+        if transposed and pass_ != "forward":
+            raise ValueError(
+                "pass_ must be forward with transposed=True; a gradient of a transposed convolution is a convolution "
+                f"of grad_output, or the weight gradient of one: reveal it as such; got {quoted(pass_)}"
+            )
+        if not transposed and output_padding not in (0, (0, 0), [0, 0]):
+            raise ValueError(f"output_padding must be 0 without transposed=True; got {quoted(output_padding)}")
+        # The engine checks and computes the sizes: of no samples at all, and of weights that take no memory.
         none_of = (0, *shapes[0][1:])
-        empty = np.empty(none_of, name), np.empty(shapes[1], name)
+        empty, one = np.empty(none_of, name), np.broadcast_to(np.zeros((), name), shapes[1])
+        compiled = Summation()._compiled
+        call: Any = _core.conv_transpose2d if transposed else _core.conv2d
+        rest = (output_padding, groups, dilation) if transposed else (dilation, groups)
         try:
-            none = _core.conv2d(*empty, None, stride, padding, dilation, groups, Summation()._compiled)
+            none = call(empty, one, None, stride, padding, *rest, compiled)
         except ValueError as error:
             raise ValueError(str(error).replace(str(none_of), str(shapes[0]))) from None
         output_shape = (shapes[0][0], *none.shape[1:])
@@ -83,13 +111,42 @@ class Geometry:
         padding = padding if isinstance(padding, str) else _pair(padding)
         if padding == "valid":
             padding = 0, 0
-        bias = bias and pass_ == "forward"
-        return Geometry(*shapes, bias, _pair(stride), padding, _pair(dilation), int(groups), name, pass_, output_shape)
+        found = Geometry(
+            *shapes,
+            bias and pass_ == "forward",
+            _pair(stride),
+            padding,
+            _pair(dilation),
+            int(groups),
+            name,
+            pass_,
+            output_shape,
+            transposed,
+            _pair(output_padding),
+        )
+        if found.phases > _MOST_PARTS:
+            raise ValueError(
+                f"stride must leave at most {_MOST_PARTS} kinds of outputs, of which each has an order of its own; got "
+                f"{_pair(stride)}, for {found.phases} kinds"
+            )
+        return found
 
     def with_image(self, samples: int, height: int, width: int) -> Geometry:
         """The same convolution of another number of samples, and of images of another size."""
-        given = (self.bias, self.stride, self.padding, self.dilation, self.groups, self.dtype, self.pass_)
-        return Geometry.of((samples, self.input_shape[1], height, width), self.weight_shape, *given)
+        return Geometry.of(**self.arguments() | {"input_shape": (samples, self.input_shape[1], height, width)})
+
+    @property
+    def phases(self) -> int:
+        """How many kinds of outputs there are, by the taps that the stride lets them meet."""
+        if self.transposed or self.pass_ == "input_gradient":
+            size = self.result_shape[2:]
+            return min(self.stride[0], size[0]) * min(self.stride[1], size[1])
+        return 1
+
+    @property
+    def outputs(self) -> int:
+        """O, the number of output channels and of the bias's elements."""
+        return self.output_shape[1]
 
     @property
     def borders(self) -> tuple[Pair, Pair]:
@@ -111,15 +168,21 @@ class Geometry:
     def result_shape(self) -> tuple[int, ...]:
         return {"forward": self.output_shape, "input_gradient": self.input_shape}.get(self.pass_, self.weight_shape)
 
-    @property
-    def products(self) -> int:
-        """How many products all sums have, about: the cost of a call."""
-        return math.prod(self.output_shape) * math.prod(self.weight_shape[1:])
-
     def arguments(self) -> dict[str, Any]:
         """The arguments by name, for keys and messages; ``Geometry.of`` takes them back."""
-        names = ("input_shape", "weight_shape", "bias", "stride", "padding", "dilation", "groups", "dtype", "pass_")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ARGUMENTS}
+
+    @property
+    def differentiated(self) -> Geometry:
+        """The input gradient that a transposed convolution is: its input in the place of grad_output."""
+        return replace(
+            self,
+            input_shape=self.output_shape,
+            output_shape=self.input_shape,
+            pass_="input_gradient",
+            transposed=False,
+            output_padding=(0, 0),
+        )
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -200,6 +263,8 @@ class Part:
 
 def parts(geometry: Geometry) -> list[Part]:
     """The forward convolutions that make up the pass; outputs of none are sums of no terms, +0."""
+    if geometry.transposed:
+        geometry = geometry.differentiated
     make = {"forward": _forward, "input_gradient": _input_gradient, "weight_gradient": _weight_gradient}
     return make[geometry.pass_](geometry)
 
@@ -223,14 +288,14 @@ def _input_gradient(g: Geometry) -> list[Part]:
         taps, axes, sizes, steps = [], [], [], []
         for a, size in enumerate((height, width)):
             stride, dilation, before = g.stride[a], g.dilation[a], g.borders[a][0]
-            met = [i for i in range(kernel[a]) if (phase[a] + before - i * dilation) % stride == 0]
+            common = math.gcd(stride, dilation)
+            met = _met(phase[a] + before, kernel[a], stride // common, dilation // common, common)
             if not met:
                 break
-            common = math.gcd(stride, dilation)
             pixels, length = (size - phase[a] - 1) // stride + 1, g.output_shape[2 + a]
             first_read = (phase[a] + before - met[0] * dilation) // stride
             step = dilation // common
-            taps.append(slice(met[0], None, stride // common))
+            taps.append(slice(met.start, None, met.step))
             steps.append(step)
             sizes.append((pixels, len(met)))
             needed = pixels + (len(met) - 1) * step
@@ -256,6 +321,14 @@ def _input_gradient(g: Geometry) -> list[Part]:
             )
         )
     return found
+
+
+def _met(place: int, taps: int, stride: int, dilation: int, common: int) -> range:
+    """The taps i that meet the output's grid at a place: i * dilation is the place, modulo the stride; both are divided
+    by their common divisor."""
+    if place % common:
+        return range(0)
+    return range(place // common * pow(dilation, -1, stride) % stride, taps, stride)
 
 
 def _weight_gradient(g: Geometry) -> list[Part]:
@@ -347,8 +420,3 @@ class _Phase:
     def __call__(self, gradient: Array) -> Array:
         pixels = gradient[:, :, self.phase[0] :: self.stride[0], self.phase[1] :: self.stride[1]]
         return pixels[..., ::-1, ::-1]
-
-
-def without_batch(geometry: Geometry) -> Geometry:
-    """The same convolution of one sample."""
-    return replace(geometry.with_image(1, *geometry.input_shape[2:]))

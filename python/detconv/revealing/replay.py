@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from detconv.summation import Summation
 Labels = NDArray[np.int16]  # which class an output is of; -1: none
 Span = tuple[int, int]
 Region = tuple[Span, Span, Span, Span]  # of a part's output: n, rows, p, q
+_AT_ONCE = 2**20  # labels that are counted at once: of a large output they take a lot of memory
 _MOST_SPANS = 8  # of one axis; with more, one span from the first to the last
 
 
@@ -50,12 +52,14 @@ class Classes:
 
     def counts(self) -> list[int]:
         """How many outputs each order has."""
-        weights: Array = np.ones(self.core.shape, np.int64)
-        for axis, kinds in enumerate(self.axes):
-            shape = [1] * self.core.ndim
-            shape[axis] = -1
-            weights = weights * np.bincount(kinds, minlength=self.core.shape[axis]).reshape(shape)
-        return [int(weights[self.core == c].sum()) for c in range(len(self.summations))]
+        repeated = [np.bincount(kinds, minlength=n) for kinds, n in zip(self.axes, self.core.shape, strict=True)]
+        found, flat = np.zeros(1 + len(self.summations), np.int64), self.core.ravel()
+        for start in range(0, flat.size, _AT_ONCE):
+            labels = flat[start : start + _AT_ONCE].astype(np.intp)
+            at = np.unravel_index(np.arange(start, start + len(labels)), self.core.shape)
+            times = math.prod((counts[place] for counts, place in zip(repeated, at, strict=True)), start=np.int64(1))
+            np.add.at(found, 1 + labels, times)
+        return [int(count) for count in found[1:]]
 
     @property
     def complete(self) -> bool:
@@ -146,11 +150,20 @@ def replay_part(part: Part, classes: Classes, image: Array, panel: Array, bias: 
 def replay(geometry: Geometry, classes: Sequence[Classes], image: Array, panel: Array, bias: Array | None) -> Array:
     """The result of a pass, by the classes of each of its parts; image, panel: the pass's own operands."""
     made = parts(geometry)
-    if geometry.pass_ == "forward":
+    if geometry.pass_ == "forward" and not geometry.transposed:
         return replay_part(made[0], classes[0], image, panel, bias)
-    result: Array = np.zeros(geometry.result_shape, geometry.dtype)
+    result = of_no_terms(geometry, bias)
     for part, own in zip(made, classes, strict=True):
         part.select(result)[...] = replay_part(part, own, part.image(image), part.panel(panel), bias)
+    return result
+
+
+def of_no_terms(geometry: Geometry, bias: Array | None) -> Array:
+    """The result of sums of no products: +0, or the bias, with its zeros and NaN as the contract has them."""
+    result: Array = np.zeros(geometry.result_shape, geometry.dtype)
+    if bias is not None:
+        result += bias[:, None, None]
+        result[np.isnan(result)] = np.nan
     return result
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -12,23 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detconv.revealing import words
-from detconv.revealing.passes import Array, Geometry, Part, parts
+from detconv.quoting import first_line, shortened
+from detconv.revealing import records, words
+from detconv.revealing.passes import ARGUMENTS, Array, Geometry, Part, parts
 from detconv.revealing.replay import Classes, replay
 from detconv.summation import Summation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = 1
 STATUSES = {
     "exact": "every output of the real shape has the bits of its order, in enough trials to rule out luck",
     "partial": "the orders of some outputs were found, not of all, or time ran out before luck was ruled out",
     "transform": "an output depends on pixels that its window misses: Winograd's algorithm, an FFT or the like",
     "nondeterministic": "the same call gave different bits",
+    "mistake": "no order gives these outputs: they are those of another convolution than the one that was asked for",
     "not_a_tree": "no tree of additions gives these bits: compensated, exact or low-precision sums, say",
 }
 _CALLS = {"forward": "conv2d", "input_gradient": "conv2d_input", "weight_gradient": "conv2d_weight"}
+_LARGEST_FILE = 2**28  # bytes
+_MOST_ORDERS = 100  # in a text
+_LONGEST_ORDER = 2000  # characters, likewise
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,10 @@ class Reveal:
 
     @cached_property
     def geometry(self) -> Geometry:
-        names = ("input_shape", "weight_shape", "bias", "stride", "padding", "dilation", "groups", "dtype", "pass_")
-        return Geometry.of(**{name: _tuple(self.key[name]) for name in names})
+        given: dict[str, Any] = {name: self.key[name] for name in ARGUMENTS if name in self.key}
+        return Geometry.of(**given)
 
-    @property
+    @cached_property
     def orders(self) -> tuple[RevealedOrder, ...]:
         """The classes of outputs, those with the most outputs first in each part of the pass."""
         found = []
@@ -116,9 +121,11 @@ class Reveal:
         geometry, image, panel, bias = self.geometry, arrays[0], arrays[1], arrays[2]
         assert image is not None
         assert panel is not None
-        if name != _CALLS[geometry.pass_]:
-            raise ValueError(f"summation: these orders are of {_CALLS[geometry.pass_]}, and not of {name}")
-        other = Geometry.of(bias=bias is not None, dtype=image.dtype.name, pass_=geometry.pass_, **arguments)
+        known = "conv_transpose2d" if geometry.transposed else _CALLS[geometry.pass_]
+        if name != known:
+            raise ValueError(f"summation: these orders are of {known}, and not of {name}")
+        fixed: dict[str, Any] = {"pass_": geometry.pass_, "transposed": geometry.transposed}
+        other = Geometry.of(bias=bias is not None, dtype=image.dtype.name, **fixed, **arguments)
         if other != geometry:
             differ = [n for n, value in geometry.arguments().items() if other.arguments()[n] != value]
             if differ == ["padding"] and other.borders == geometry.borders:
@@ -129,7 +136,7 @@ class Reveal:
                 raise ValueError(f"summation: these orders hold for {known}; got {given}")
         if panel.dtype != image.dtype or (bias is not None and bias.dtype != image.dtype):
             raise TypeError("the arrays must have one dtype")
-        if not all(classes.complete for classes in self.classes):
+        if not self.classes or not all(classes.complete for classes in self.classes):
             raise ValueError(
                 f"summation: the order of {100 * (1 - self.match):.3f}% of the outputs is not known ({self.status}: "
                 f"{self.reason})"
@@ -140,7 +147,7 @@ class Reveal:
 
     def __str__(self) -> str:
         orders = self.orders
-        first = f": {orders[0]}" if orders else ""
+        first = f": {shortened(orders[0].name)}" if orders else ""
         more = f" and {len(orders) - 1} more" if len(orders) > 1 else ""
         return f"{self.status}, {100 * self.match:.3f}% of the bits{first}{more}"
 
@@ -148,34 +155,55 @@ class Reveal:
         return f"<Reveal {self}>"
 
     def explain(self) -> str:
-        """A paragraph: the orders in words, how they were verified, and what is not known."""
-        geometry, key = self.geometry, self.key
-        size = int(np.prod(geometry.result_shape))
-        lines = [f"{key['function']} ({key['library']} {key['version']}): {self.status}."]
-        lines.append(_sentence(STATUSES[self.status]))
-        if self.reason:
-            lines.append(_sentence(f"Here: {self.reason}"))
-        for order in self.orders:
+        """A paragraph: the orders in words, how they were verified, and what is not known.
+
+        At most 100 orders, and 2000 characters of each; ``orders`` and ``to_dict`` have all.
+        """
+        size = math.prod(self.geometry.result_shape)
+        lines = [self.headline, self.meaning]
+        for order in self.orders[:_MOST_ORDERS]:
             lines.append(f"{order.outputs} of {size} outputs{order.where and f' ({order.where})'}: {order.words}.")
-            lines.append(f"    {order.name}")
+            lines.append(f"    {shortened(order.name, _LONGEST_ORDER)}")
+        if len(self.orders) > _MOST_ORDERS:
+            lines.append(f"And {len(self.orders) - _MOST_ORDERS} orders more.")
+        return "\n".join([*lines, *self.evidence()])
+
+    @property
+    def headline(self) -> str:
+        """The function and the status, in one line."""
+        function, library, version = (shortened(self.key[name]) for name in ("function", "library", "version"))
+        return f"{function} ({library} {version}): {self.status}."
+
+    @property
+    def meaning(self) -> str:
+        """What the status means, and why it is said."""
+        reason = f" {_sentence(f'Here: {shortened(self.reason, 1000)}')}" if self.reason else ""
+        return _sentence(STATUSES[self.status]) + reason
+
+    def evidence(self) -> Iterator[str]:
+        """How the orders were verified, and what is not known, sentence by sentence."""
         if self.orders and self.match < 1:
-            unknown = size - round(self.match * size)
-            lines.append(
-                f"Of {unknown} outputs the order is not known, so there is nothing to replay all of them with."
-            )
+            unknown = math.prod(self.geometry.result_shape) * (1 - self.match)
+            yield f"Of {round(unknown)} outputs the order is not known, so there is nothing to replay all of them with."
         if self.found_in:
-            lines.append(f"The catalogue knows the order from: {self.found_in}.")
+            yield f"The catalogue knows the order from: {shortened(self.found_in, 1000)}."
         if self.orders:
-            lines.append(
+            yield (
                 f"Verified: {100 * self.match:.3f}% of all outputs have the bits of their order in each of "
                 f"{self.trials} trials, half of them on random normal values, half on values that cancel."
             )
-        lines.append(
-            "Not known: whether this holds for other shapes, layouts, numbers of threads, processors or versions; what "
-            "is done with infinities and NaN; the sign of a zero, which detconv makes +0; the place of products with "
-            "the padding's zeros, which change no sum of finite numbers."
-        )
-        return "\n".join(lines)
+        if self.status != "mistake":
+            yield (
+                "Not known: whether this holds for other shapes, layouts, numbers of threads, processors or versions; "
+                "what is done with infinities and NaN; the sign of a zero, which detconv makes +0; the place of "
+                "products with the padding's zeros, which change no sum of finite numbers."
+            )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the same as ``explain``, orders as a table."""
+        from detconv.revealing.html import fragment
+
+        return fragment(self)
 
     def plot(self, order: int = 0) -> Figure:
         """A drawing of the tree of one of the orders. Needs matplotlib."""
@@ -189,57 +217,17 @@ class Reveal:
     # ---- Files ----
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
-        return {
-            "format": FORMAT,
-            "status": self.status,
-            "reason": self.reason,
-            "match": self.match,
-            "trials": self.trials,
-            "found_in": self.found_in,
-            "calls": self.calls,
-            "seconds": round(self.seconds, 3),
-            "key": self.key,
-            "parts": [
-                {
-                    "summations": [str(summation) for summation in classes.summations],
-                    "outputs": classes.counts(),
-                    "axes": [_runs(kinds) for kinds in classes.axes],
-                    "core_shape": list(classes.core.shape),
-                    "core": _runs(classes.core.ravel()),
-                }
-                for classes in self.classes
-            ],
-        }
+        """Everything, as JSON takes it; ``"version"`` is that of this format."""
+        return records.to_record(self)
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Reveal:
-        """The reverse of ``to_dict``.
+        """The reverse of ``to_dict``, and of that of earlier releases.
 
         Raises:
-            ValueError: not what ``to_dict`` gives.
+            ValueError: not what ``to_dict`` gives, or orders that do not fit the convolution of the key.
         """
-        try:
-            if data["format"] != FORMAT:
-                raise ValueError(f"format {data['format']}; this release reads {FORMAT}")
-            if data["status"] not in STATUSES:
-                raise ValueError(f"status {data['status']!r}; valid: {', '.join(STATUSES)}")
-            classes = tuple(
-                Classes(
-                    tuple(Summation.parse(text) for text in part["summations"]),
-                    tuple(_unrolled(runs).astype(np.int32) for runs in part["axes"]),
-                    _unrolled(part["core"]).astype(np.int16).reshape(part["core_shape"]),
-                )
-                for part in data["parts"]
-            )
-            key = {name: _tuple(value) for name, value in data["key"].items()}
-            fields = ("status", "reason", "match", "trials", "found_in", "calls", "seconds")
-            found = Reveal(key=key, classes=classes, **{name: data[name] for name in fields})
-            if len(classes) not in (0, len(parts(found.geometry))):
-                raise ValueError(f"not a revealed order: {len(classes)} parts")
-            return found
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"not a revealed order: {type(error).__name__} {error}") from error
+        return Reveal(**records.from_record(data, STATUSES))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a JSON file with the orders and their key."""
@@ -247,38 +235,29 @@ class Reveal:
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Reveal:
-        """Read a file that ``save`` wrote.
+        """Read a file that ``save`` wrote. Every part of it is checked against its key.
 
         Raises:
             ValueError: the file holds something else.
+            OSError: there is no such file, or it cannot be opened.
         """
+        name = shortened(str(path))
+        with open(path, "rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise ValueError(f"{name}: no file of more than {_LARGEST_FILE} bytes is read")
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:  # the latter for a text of a thousand brackets
+            raise ValueError(f"{name}: no JSON: {first_line(error)}") from error
+        try:
+            return Reveal.from_dict(data)
         except ValueError as error:
-            raise ValueError(f"{path}: no JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path}: not a revealed order")
-        return Reveal.from_dict(data)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def _runs(values: Array) -> list[list[int]]:
-    """[value, how many in a row], ...: labels have long runs."""
-    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    lengths = np.diff(np.r_[starts, len(values)])
-    return [[int(values[start]), int(length)] for start, length in zip(starts, lengths, strict=True)]
-
-
-def _unrolled(runs: list[list[int]]) -> Array:
-    pairs = np.array(runs, np.int64).reshape(-1, 2)
-    return np.repeat(pairs[:, 0], pairs[:, 1])
 
 
 def _where(part: Part, classes: Classes, number: int) -> str:
@@ -299,7 +278,10 @@ def _where(part: Part, classes: Classes, number: int) -> str:
 
 
 def _ranges(numbers: Array) -> str:
+    """Such as "0-3, 5"; of many stretches the first three and the last."""
     breaks = np.flatnonzero(np.diff(numbers) > 1) + 1
-    groups = np.split(numbers, breaks)
-    texts = [f"{group[0]}" if len(group) == 1 else f"{group[0]}-{group[-1]}" for group in groups]
-    return ", ".join(texts) if len(texts) <= 4 else f"{', '.join(texts[:3])}, ... {texts[-1]}"
+    firsts, lasts = np.r_[0, breaks], np.r_[breaks, len(numbers)] - 1
+    some = range(len(firsts)) if len(firsts) <= 4 else [0, 1, 2, -1]
+    stretches = [(int(numbers[firsts[i]]), int(numbers[lasts[i]])) for i in some]
+    texts = [f"{first}" if first == last else f"{first}-{last}" for first, last in stretches]
+    return ", ".join(texts) if len(firsts) <= 4 else f"{', '.join(texts[:3])}, ... {texts[-1]}"

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from detconv.revealing.texts import Node, parsed
+from detconv.quoting import quoted
+from detconv.revealing.texts import Node, parsed, reach
 
 LONGEST_PERIOD = 512  # of items that repeat; a vector of 16 lanes with 32 accumulators
 
@@ -55,7 +56,14 @@ class Tree:
 
 
 def tree_of(order: str, terms: int, bias: bool = True) -> Tree:
-    """The tree that a text in the order language describes, for float32; without bias, its item is passed over."""
+    """The tree that a text in the order language describes, for float32; without bias, its item is passed over.
+
+    Raises:
+        ValueError: the text has more items than so many terms and a bias.
+    """
+    counted, biases, *_ = reach(order)
+    if counted > terms or biases > 1:
+        raise ValueError(f"order: {quoted(counted)} terms and {quoted(biases)} biases are more than {terms} and 1")
     children: dict[int, tuple[int, int]] = {}
     fused: set[int] = set()
     wide: set[int] = set()

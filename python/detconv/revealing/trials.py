@@ -46,7 +46,7 @@ class Data:
             if geometry.dtype == "float64":
                 image += 2.0**-26 * self.noise[: image.size].reshape(image.shape)
         if geometry.bias:
-            bias = aligned((geometry.panel_shape[0],), geometry.dtype)
+            bias = aligned((geometry.outputs,), geometry.dtype)
             bias[...] = random.standard_normal(bias.shape)
         return image, panel, bias
 

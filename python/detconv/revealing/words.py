@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 from itertools import permutations
 
+from detconv.quoting import shortened
 from detconv.revealing.texts import Node, nest_text, parsed
 from detconv.revealing.trees import canonical
 from detconv.summation import Summation
 
+_LONGEST_WORDS = 400
+_LONGEST_READ = 2**16  # characters of an order that is put into words
+
 
 def loops_as_order(order: str, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str | None:
     """The name of the loop nest that a canonical order is, such as ``naive order=kh,kw,c bias=first``; or None."""
-    if loops != ("c", "kh", "kw") or "[" in order:
+    if loops != ("c", "kh", "kw") or "[" in order or len(order) > 200:  # three loops and a bias are shorter
         return None
     letter = "f" if "f" in order else "m"
     bias = "first" if order.startswith("bias") else "last"
     for sequence in permutations(range(3)):
         nest = nest_text(extents, sequence, letter)
         text = f"bias {nest}" if bias == "first" else f"{nest} bias"
-        if canonical(text, math.prod(extents), "bias" in order) == order:
+        if math.prod(extents) <= 2:  # two items that commute have one text, whichever was first
+            text = canonical(text, math.prod(extents), "bias" in order)
+        if text in (order, f"{order} bias"):
             names = ",".join(loops[axis] for axis in sequence)
             return str(Summation("naive", order=names, products="fused" if letter == "f" else "rounded", bias=bias))
     return None
@@ -29,7 +35,13 @@ _NAMES = {"c": "channels", "o": "output channels", "n": "samples", "oh": "rows o
 
 
 def in_words(order: str, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str:
-    """Such as "kh, kw, channels in sequence, fused, bias last"."""
+    """Such as "kh, kw, channels in sequence, fused, bias last"; at most 400 characters."""
+    if len(order) > _LONGEST_READ:
+        return f"{math.prod(extents)} products, in an order whose text has {len(order)} characters"
+    return shortened(_in_words(order, loops, extents), _LONGEST_WORDS)
+
+
+def _in_words(order: str, loops: tuple[str, str, str], extents: tuple[int, int, int]) -> str:
     items = parsed(order)
     chain = list(items)
     doubles = len(chain) == 1 and chain[0].kind == "d["
