@@ -626,11 +626,17 @@ def test_a_notebook_shows_the_orders() -> None:
     r = detconv.reveal(patchwork, (2, 6, 7, 8), (5, 6, 3, 3), padding=1)
     shown = r._repr_html_()
     for order in r.orders:
-        assert f"<code>{order.name}</code>" in shown
+        assert f'<th scope="row">{order.name}</th>' in shown
         assert order.where in shown
         assert order.words in shown
     assert "patchwork (" in shown
     assert "&lt;lambda&gt;" in detconv.reveal(box("naive"), *SHAPES)._repr_html_()
+
+
+def test_a_notebook_shows_the_tree() -> None:
+    pytest.importorskip("matplotlib")
+    figure = detconv.reveal(box("naive"), *SHAPES).plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
 
 
 def test_the_key_says_what_it_holds_for() -> None:

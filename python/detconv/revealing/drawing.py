@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from detconv.drawing import BLUE, GREEN, GREY, INK, VERMILION, plain
+from detconv.drawing import BLUE, GREEN, GREY, INK, VERMILION, figure, plain
 from detconv.quoting import shortened
 from detconv.revealing.trees import Tree, tree_of
 
@@ -26,7 +26,6 @@ def draw(order: RevealedOrder, revealed: Reveal) -> Figure:
         ValueError: an order that is known by its name alone, or of more than 20,000 products.
     """
     from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     terms = math.prod(order.extents)
@@ -38,8 +37,8 @@ def draw(order: RevealedOrder, revealed: Reveal) -> Figure:
         raise ValueError(f"an order of at most {MOST_LEAVES} products can be drawn; this one has {terms}")
     tree = tree_of(order.text, terms)
     places, heights = _places(tree)
-    figure = Figure(figsize=(11, 6), dpi=150)
-    axes = figure.add_axes((0.08, 0.12, 0.89, 0.72))
+    picture = figure(11, 6)
+    axes = picture.add_axes((0.08, 0.12, 0.89, 0.72))
     lines, colors = [], []
     for node, children in tree.children.items():
         for child in children:
@@ -54,15 +53,15 @@ def draw(order: RevealedOrder, revealed: Reveal) -> Figure:
     axes.set_xlabel(f"the {terms} products and the bias, in the sequence in which they are added", color=INK)
     axes.set_ylabel("products in the partial sum", color=INK)
     plain(axes)
-    figure.text(0.02, 0.94, shortened(order.name, 90), fontsize=13, color=INK)
+    picture.text(0.02, 0.94, shortened(order.name, 90), fontsize=13, color=INK)
     key = revealed.key
     said = f"{key['library']} {key['version']}, input {key['input_shape']}, weight {key['weight_shape']}: {order.words}"
-    figure.text(0.02, 0.895, shortened(said, 150), fontsize=9, color=GREY)
+    picture.text(0.02, 0.895, shortened(said, 150), fontsize=9, color=GREY)
     names = {VERMILION: "fused product", BLUE: "rounded product", GREEN: "bias", INK: "partial sum"}
     used = [color for color in names if color in colors]
     handles = [Line2D([], [], color=color, linewidth=1.5, label=names[color]) for color in used]
     axes.legend(handles=handles, loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
-    return figure
+    return picture
 
 
 def _places(tree: Tree) -> tuple[dict[int, float], dict[int, float]]:
