@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,12 +98,27 @@ def _strips(ax: Axes, layers: Sequence[str], values: Mapping[str, Mapping[str, f
     ax.set_axisbelow(True)
 
 
-def _plain(axis: Axis) -> None:
-    """1, 2, 5, 10 as ticks: a short axis may have no power of ten. On a long one the powers alone."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+# Ticks of a logarithmic axis in each decade, from the fewest on.
+_DECADES = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+
+def ticks(low: float, high: float) -> list[float]:
+    """The fewest round numbers that make three ticks on a logarithmic axis, or steps of one size on a short one."""
+    from matplotlib.ticker import MaxNLocator
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _DECADES:
+        found = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(found) >= 3:
+            return found[:: -(-len(found) // 8)]
+    return [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+
+
+def _plain(axis: Axis) -> None:
+    """Round numbers as ticks, few enough that none collides with the next."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval())))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

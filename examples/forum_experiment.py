@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 import detconv
 import detconv.nn
+from detconv.drawing import BLUE, INK, VERMILION, figure, plain
 
 THREADS, REPEATS, BATCH, SUMMATION = (1, 2), 2, 64, "pairwise"
 
@@ -94,29 +96,28 @@ def train(run: Run, epochs: int, progress: tqdm[None]) -> None:
 
 
 def plot(runs: list[Run], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    """How far each run drifts from the first of its kind; detconv's lie on one line."""
+    picture = figure(8, 4.5, layout="constrained")
+    axes = picture.subplots()
     smallest = 1e-9  # a distance of zero is drawn here
-    for convolutions, color in (("torch", "#d55e00"), ("detconv", "#0072b2")):
+    for convolutions, color in (("torch", VERMILION), ("detconv", BLUE)):
         kind = [run for run in runs if run.convolutions == convolutions]
-        for run, style in zip(kind, ("-", ":", "--", "-."), strict=True):
-            drift = [max(d, smallest) for d in run.drift(kind[0])]
-            label = f"{convolutions}, {run.threads} thread{'s' if run.threads > 1 else ''}, run {run.repeat}"
-            axes.semilogy(range(1, len(drift) + 1), drift, style, color=color, label=label, alpha=0.8)
-    axes.axhline(smallest, color="0.8", linewidth=0.8, zorder=0)
-    below = {"textcoords": "offset points", "color": "0.4", "fontsize": 9}
-    axes.annotate("no difference in any bit", (20, smallest), (0, 5), **below)
-    axes.set(
-        xlabel="training step",
-        ylabel="distance of the weights from run 1 on 1 thread\n(relative to their norm)",
-        title="The same training, again and on more threads",
-    )
-    axes.legend(fontsize=8, ncols=2, loc="center right")
-    figure.savefig(path, dpi=150)
+        drifts = [[max(d, smallest) for d in run.drift(kind[0])] for run in kind]
+        for drift in drifts:
+            axes.semilogy(range(1, len(drift) + 1), drift, color=color, linewidth=1.6, alpha=0.8)
+        highest = max(drifts, key=max)
+        count = f"{len(kind)} runs on {' and '.join(map(str, THREADS))} threads"
+        said = "no difference in any bit" if max(highest) == smallest else "they drift apart"
+        place: Any = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 10}
+        at = len(highest), max(highest[-len(highest) // 4 :])
+        axes.annotate(f"{convolutions}, {count}: {said}", at, (0, 8), color=color, **place)
+    axes.set_ylim(smallest / 3, None)
+    axes.set_xlabel("training step", fontsize=11, color=INK)
+    axes.set_ylabel("distance of the weights from the first run,\nrelative to their norm", fontsize=11, color=INK)
+    axes.set_title("The same training, again and on more threads", loc="left", fontsize=13, color=INK, pad=10)
+    axes.margins(y=0.15)
+    plain(axes)
+    picture.savefig(path, dpi=150)
 
 
 def main() -> int:

@@ -516,6 +516,19 @@ def test_pictures_are_drawn_for_what_there_is(tmp_path: Path) -> None:
     assert plots.draw(Result("2026-01-31", "", {}, {}, {}), tmp_path / "b") == []
 
 
+@pytest.mark.parametrize("low", [0.013, 0.4, 1.0, 2.3, 77.0])
+@pytest.mark.parametrize("factor", [1.02, 1.5, 2.7, 9.0, 40.0, 1e3, 1e7])
+def test_ticks_are_round_few_and_apart(low: float, factor: float) -> None:
+    pytest.importorskip("matplotlib")
+    found = plots.ticks(low, low * factor)
+    assert 2 <= len(found) <= 9
+    assert found == sorted(found)
+    assert low <= found[0] <= found[-1] <= low * factor
+    places = np.log(np.array(found) / low) / np.log(factor)  # 0 to 1 along the axis
+    assert np.diff(places).min() > 0.04
+    assert all(len(f"{tick:g}") <= 8 for tick in found)
+
+
 def test_compare_sees_bits_times_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = a_result(), a_result(1.2)
     gone = after.rows.pop(1)

@@ -20,7 +20,9 @@ from detconv.verdict.problem import Problem, numbers
 from detconv.verdict.record import number
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 # The factor by which a difference grows between two convolutions that is worth a word: activations and normalisations
 # of rounded inputs stay far below.
@@ -432,33 +434,60 @@ def _layer_record(layer: Layer) -> dict[str, Any]:
 
 
 def _plot(comparison: Comparison) -> Figure:
-    from matplotlib.figure import Figure
-
-    from detconv.drawing import BLUE, GREEN, GREY, INK, VERMILION, plain
+    from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, figure, plain
 
     layers, first = comparison.layers, comparison.first_mistake
-    figure = Figure(figsize=(max(7.0, min(2 + 0.3 * len(layers), 24)), 5.2), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    picture = figure(max(7.0, min(2 + 0.3 * len(layers), 24)), 5.2, layout="constrained")
+    axes = picture.subplots()
     places = np.arange(len(layers))
-    finite = [d for layer in layers for d in (layer.input_difference, layer.output_difference) if 0 < d < np.inf]
-    high = 4 * max(finite, default=1.0)  # where what is infinite goes
-    outputs, inputs = (
-        np.minimum([getattr(layer, name) for layer in layers], high)
-        for name in ("output_difference", "input_difference")
+    inputs, outputs = (
+        np.array([getattr(layer, name) for layer in layers]) for name in ("input_difference", "output_difference")
     )
-    axes.plot(places, inputs, "o", markersize=4, markerfacecolor="white", color=GREY, label="inputs")
+    both = np.concatenate([inputs, outputs])
+    low, high = _drawn_between(both)
+    is_equal = bool((both == 0).any())
+    # What is zero or infinite has a place of its own, below and above all that is between.
+    inputs, outputs = (np.clip(np.where(values == 0, low, values), low, high) for values in (inputs, outputs))
     axes.plot(places, outputs, "-", color=BLUE, linewidth=0.9, zorder=1)
-    wrong = np.array([layer.status == "mistake" for layer in layers])
-    for chosen, color, label in ((~wrong, GREEN, "outputs, rounding"), (wrong, VERMILION, "outputs, a mistake")):
-        if chosen.any():
-            axes.plot(places[chosen], outputs[chosen], "o", markersize=6, color=color, label=label)
-    axes.set_yscale("symlog", linthresh=min(finite, default=1e-8) / 2, linscale=0.5)  # 0 has its place
-    axes.set_ylim(0, high * 1.5)
+    axes.plot(places, inputs, "o", markersize=4, markerfacecolor="none", color=GREY, label="inputs")
+    colors = {"identical": GREEN, "rounding": GREEN, "unlikely": ORANGE, "mistake": VERMILION}
+    names = {GREEN: "outputs, rounding", ORANGE: "outputs, unlikely", VERMILION: "outputs, a mistake"}
+    for color, name in names.items():
+        own = np.array([colors[layer.status] == color for layer in layers])
+        if own.any():
+            axes.plot(places[own], outputs[own], "o", markersize=6, color=color, label=name)
+    axes.set_yscale("log")
+    axes.set_ylim(low / 2, high * 2)
+    _name_ends(axes, zero=low if is_equal else None)
     step = -(-len(layers) // 60)
     axes.set_xticks(places[::step], [layer.name for layer in layers][::step], rotation=90, fontsize=8)
+    axes.set_xlabel("convolution, in the sequence of the calls", fontsize=11, color=INK)
     axes.set_ylabel("relative difference of the models", fontsize=11, color=INK)
     title = "No convolution differs by more than rounding" if first is None else f"The first mistake: {first.name}"
     axes.set_title(title, loc="left", fontsize=13, color=INK, pad=10)
-    axes.legend(frameon=False, fontsize=10, labelcolor=INK)
+    picture.legend(loc="outside lower right", frameon=False, fontsize=10, labelcolor=INK, ncols=4)
     plain(axes)
-    return figure
+    return picture
+
+
+def _drawn_between(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the axis: a little below the smallest difference and a little above the largest."""
+    finite = values[(values > 0) & np.isfinite(values)]
+    if not finite.size:
+        return 1e-9, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    return (low / 4 if (values == 0).any() else low), (high * 4 if np.isinf(values).any() else high)
+
+
+def _name_ends(axes: Axes, zero: float | None) -> None:
+    """Powers of ten as ticks, and a line where differences of zero are drawn."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    from detconv.drawing import GREY
+
+    axes.yaxis.set_major_locator(LogLocator(numticks=8))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if zero is not None:
+        axes.axhline(zero, color=GREY, linewidth=0.6, linestyle=(0, (1, 3)), zorder=0)
+        place: Any = {"xytext": (-2, -11), "textcoords": "offset points", "ha": "right"}
+        axes.annotate("no difference", (1, zero), xycoords=("axes fraction", "data"), fontsize=8, color=GREY, **place)
