@@ -1,5 +1,7 @@
 """The command line, the names that the package exports, and what it says about itself."""
 
+import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -149,3 +151,51 @@ def test_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(ValueError, match="mmx"), instruction_set("mmx"):
         pass
     assert forced() == before
+
+
+# ---- Words of the command line ----
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "detconv", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_info_as_json() -> None:
+    told = json.loads(command("info", "--json").stdout)
+    assert told["version"] == detconv.__version__
+    assert told["format"] == 1
+    assert told["instruction_sets_usable"] == list(detconv.build_info()["instruction_sets_usable"])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["info"], ["demo", "--no-plot"], ["reveal", "numpy"], ["judge", "--output", "x.npy"]]
+)
+def test_an_instruction_set_that_there_is_not_is_one_plain_sentence(arguments: list[str]) -> None:
+    done = command(*arguments, DETCONV_ISA="foo")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("detconv: error: DETCONV_ISA must be one of ")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_completion(shell: str) -> None:
+    pytest.importorskip("shtab")
+    done = command("--print-completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("info", "demo", "judge", "reveal", "--print-completion"):
+        assert word in done.stdout
+
+
+def test_completion_without_shtab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--print-completion", "bash"])
+    assert exit_.value.code == 2
+    assert "pip install 'detconv[completion]'" in capsys.readouterr().err

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from typing import Any
 
 from detconv import _core, config
+
+SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a command line that makes no sense exits with 2."""
     namespace = _parser().parse_args(arguments)
+    try:
+        _core.build_info()  # before any work: says what is wrong with DETCONV_ISA
+    except ValueError as error:
+        print(f"detconv: error: {error}", file=sys.stderr)
+        return 2
     run: Callable[[argparse.Namespace], int] = namespace.run
     return run(namespace)
 
@@ -24,10 +34,18 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser("detconv", description="Deterministic conv2d whose summation is written down.")
     parser.add_argument("--version", action="version", version=f"detconv {_core.__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=SHELLS,
+        help="print a script that completes this command's words in a shell: "
+        "detconv --print-completion bash > ~/.local/share/bash-completion/completions/detconv",
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     help_info = "how detconv was built, what it runs on, and what it found beside it"
     info = commands.add_parser("info", help=help_info, description=f"Print {help_info}.")
+    info.add_argument("--json", action="store_true", help="print one JSON object in place of the text")
     info.set_defaults(run=_info)
 
     help_demo = "Is PyTorch's Conv2d against a NumPy reference a rounding error or a mistake?"
@@ -46,17 +64,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _info(_: argparse.Namespace) -> int:
-    print(
-        config.as_lines(
-            {
-                **config.build_info(),
-                "machine": platform.platform(),
-                "python": platform.python_version(),
-                **{package: _version_of(package) for package in ("numpy", "torch")},
-            }
-        )
-    )
+class _Completion(argparse.Action):
+    """Print the script and exit; made by shtab, which only who asks for it needs."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, shell: Any, option: str | None = None) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error("--print-completion needs shtab, which is not installed (pip install 'detconv[completion]')")
+        print(shtab.complete(parser, shell=shell))
+        parser.exit()
+
+
+def _info(namespace: argparse.Namespace) -> int:
+    entries = {
+        **config.build_info(),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        **{package: _version_of(package) for package in ("numpy", "torch")},
+    }
+    print(json.dumps({"format": 1, **entries}, indent=1) if namespace.json else config.as_lines(entries))
     return 0
 
 
