@@ -337,3 +337,20 @@ def test_the_report_as_plain_data(x: Tensor) -> None:
     assert (record["version"], record["first_mistake"], record["unlikely"]) == (1, 0, [])
     assert record["layers"][0]["different"] == ["bias"]
     assert "the bias differs" in " ".join(str(comparison).split())
+    html = comparison._repr_html_()
+    assert html.count("<table>") == 1
+    assert "the bias differs" in html
+    with_others = detconv.compare_models(Others(), Others(), x)._repr_html_()
+    assert "aten::conv_tbc, which detconv does not know" in with_others
+
+
+def test_the_report_of_convert_as_plain_data_and_as_a_page() -> None:
+    _, report = detconv.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv1d(3, 4, 3)), "exact")
+    assert report.to_dict() == {
+        "version": 1,
+        "swapped": [{"names": ["0"], "layer": "Conv2d", "note": "detconv.nn.Conv2d, exact"}],
+        "skipped": [{"names": ["1"], "layer": "Conv1d", "note": "detconv has convolutions of two dimensions only"}],
+    }
+    html = report._repr_html_()
+    assert "1 swapped, 1 skipped" in html
+    assert "detconv.nn.Conv2d, exact" in html

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detconv import pages
 from detconv.console import progress, wrapped
 from detconv.torch.calls import Call, Run, Unmatched, run
 from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim, half_ulp
@@ -137,6 +138,9 @@ class Comparison:
 
     def __str__(self) -> str:
         return "\n".join(_report(self))
+
+    def _repr_html_(self) -> str:
+        return pages.fragment(_page(self))
 
     def plot(self) -> Figure:
         """How the difference grows from layer to layer.
@@ -329,14 +333,18 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 # ---- The report ----
 
 
-def _report(comparison: Comparison) -> Iterator[str]:
-    first = comparison.first_mistake
+_HEADS = ("layer", "output", "a", "b", "b by a's parameters", "inputs differ", "outputs differ", "factor", "ulps")
+
+
+def _counted(comparison: Comparison) -> str:
     counts = {status: sum(layer.status == status for layer in comparison.layers) for status in STATUSES}
     counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    yield f"{len(comparison.layers)} convolutions compared: {counted}"
-    yield ""
-    heads = ("layer", "output", "a", "b", "b by a's parameters", "inputs differ", "outputs differ", "factor", "ulps")
-    rows = [
+    number = len(comparison.layers)
+    return f"{number} convolution{'s' * (number != 1)} compared: {counted}"
+
+
+def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    return [
         (
             layer.name,
             "x".join(map(str, layer.shape)),
@@ -350,26 +358,48 @@ def _report(comparison: Comparison) -> Iterator[str]:
         )
         for layer in comparison.layers
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, *rows):
+
+
+def _report(comparison: Comparison) -> Iterator[str]:
+    yield _counted(comparison)
+    yield ""
+    rows = [_HEADS, *_rows(comparison)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
     yield ""
-    if comparison.output_difference is not None:
-        yield f"What the models return differs by {comparison.output_difference:.1e}, relative to model a's."
-    if first is None:
-        yield "No convolution differs by more than rounding."
-    else:
-        yield f"The first convolution whose difference is more than rounding: {first.name}.\n"
-        yield wrapped(first.explain())
-    if comparison.unlikely:
-        yield f"\nImprobable for rounding, though no proven mistake: {_listed([u.name for u in comparison.unlikely])}."
-        if first is None:
-            yield "\n" + wrapped(comparison.unlikely[0].explain())
-    yield from _elsewhere(comparison)
+    yield "\n\n".join(map(wrapped, _words(comparison)))
     if comparison.skipped:
         yield ""
         yield "Not compared:"
         yield from (f"  model {line.model}: {line.name}: {line.reason}" for line in comparison.skipped)
+
+
+def _page(comparison: Comparison) -> Iterator[str]:
+    """The same as pieces of a page."""
+    yield from pages.paragraphs("\n\n".join(_words(comparison)))
+    yield from pages.table(_counted(comparison), _HEADS, _rows(comparison))
+    if comparison.skipped:
+        heads = ("model", "layer", "why")
+        yield from pages.table("Not compared", heads, comparison.skipped)
+
+
+def _words(comparison: Comparison) -> Iterator[str]:
+    """What there is to say, in paragraphs: the answer, what is wrong, where the models drift apart."""
+    first = comparison.first_mistake
+    answer = ""
+    if comparison.output_difference is not None:
+        answer = f"What the models return differs by {comparison.output_difference:.1e}, relative to model a's. "
+    if first is None:
+        yield answer + "No convolution differs by more than rounding."
+    else:
+        yield answer + f"The first convolution whose difference is more than rounding: {first.name}."
+        yield from first.explain().split("\n\n")
+    if comparison.unlikely:
+        yield f"Improbable for rounding, though no proven mistake: {_listed([u.name for u in comparison.unlikely])}."
+        if first is None:
+            yield from comparison.unlikely[0].explain().split("\n\n")
+    yield from _elsewhere(comparison)
 
 
 def _by_as(layer: Layer) -> str:
@@ -393,7 +423,7 @@ def _elsewhere(comparison: Comparison) -> Iterator[str]:
     before, largest = "the inputs", 2.0**-24
     for layer in comparison.layers:
         if layer.input_difference > _JUMP * largest:
-            yield wrapped(
+            yield (
                 f"Between {before} and {layer.name} the difference grows to {layer.input_difference:.1e}, "
                 f"{layer.input_difference / largest:.2g} times what it was: look at what lies between them."
             )

@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from detconv import nn
+from detconv import nn, pages
 from detconv.summation import Summation
 from detconv.torch.ops import text_of
 from detconv.torch.tensors import ELEMENT_TYPES
@@ -53,7 +53,24 @@ class Report:
         rows += [("skipped", *_as_text(line)) for line in self.skipped]
         widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
         lines = ["  ".join([*(f"{text:<{w}}" for text, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
-        return "\n".join([f"{len(self.swapped)} swapped, {len(self.skipped)} skipped", *lines])
+        return "\n".join([self._counted(), *lines])
+
+    def _counted(self) -> str:
+        return f"{len(self.swapped)} swapped, {len(self.skipped)} skipped"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data: ``version``, ``swapped`` and ``skipped``, whose lines have names, layer, note."""
+
+        def plain(lines: tuple[Line, ...]) -> list[dict[str, Any]]:
+            return [{"names": list(line.names), "layer": line.layer, "note": line.note} for line in lines]
+
+        return {"version": 1, "swapped": plain(self.swapped), "skipped": plain(self.skipped)}
+
+    def _repr_html_(self) -> str:
+        rows = [(*_as_text(line)[:1], "swapped", *_as_text(line)[1:]) for line in self.swapped]
+        rows += [(*_as_text(line)[:1], "skipped", *_as_text(line)[1:]) for line in self.skipped]
+        heads = ("name", "", "layer", "computes now as, or why not")
+        return pages.fragment(pages.table(self._counted(), heads, rows))
 
 
 def convert(
