@@ -650,6 +650,38 @@ def test_a_forked_process_stays_in_the_block() -> None:
         os.close(end)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_is_exported_inside_keeps_the_summation(strict: bool) -> None:
+    layer, x = torch.nn.Conv2d(4, 6, 3, padding=1), Problem.tensor((2, 4, 7, 6), 3)
+    with detconv.override(SUMMATION, strict=True):
+        program = torch.export.export(layer, (x,), strict=strict)
+    expected = detconv.conv2d(x, layer.weight, layer.bias, 1, 1, summation=SUMMATION)
+    assert torch.equal(program.module()(x), expected)
+    assert torch.equal(program.run_decompositions().module()(x), expected)
+
+
+def convolution(x: Any, w: Any) -> Any:
+    return torch.convolution(x, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("function", [functional.conv2d, convolution])
+def test_compiled_functions_go_in_and_out_of_blocks(function: Callable[..., Any], backend: str) -> None:
+    x, w, _ = operands()
+    plain, ours = function(x, w), detconv.conv2d(x, w, summation=SUMMATION)
+    try:
+        compiled = torch.compile(function, backend=backend, fullgraph=True)
+        for inside in (False, True, False, True):
+            if inside:
+                with detconv.override(SUMMATION, strict=True):
+                    assert torch.equal(compiled(x, w), ours)
+            else:
+                assert torch.equal(compiled(x, w), plain)
+    finally:
+        torch.compiler.reset()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_what_is_traced_inside_keeps_the_summation() -> None:
     x, w, b = operands()

@@ -100,13 +100,13 @@ class override(TorchFunctionMode):
         """What Python code calls.
 
         The kernels compute. Here is reported what does not come to them, on another device or not dense; and computed
-        what torch.compile and torch.jit.trace record, which look into function modes and not into kernels.
+        what torch.compile, torch.export and torch.jit.trace record: they look into function modes, not into kernels.
         """
         kwargs = kwargs or {}
         name = _FUNCTIONS.get(func)
         if name is None:
             return func(*args, **kwargs)
-        if torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None:
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return self._trace(name, func, args, kwargs)
         if KERNELS.innermost() is not self or any(map(_handles_functions, types)):
             return func(*args, **kwargs)
