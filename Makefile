@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test experiment bench lint format types symbols wheel sanitize test-emulated clean
+.PHONY: demo test experiment bench lint format types symbols wheel sanitize test-emulated fuzz clean
 
 demo: $(VENV)/package
 	detconv demo $(ARGS)
@@ -65,6 +65,11 @@ sanitize: $(VENV)/tools
 # The golden hashes on processors that this machine is not: older x86-64 ones and aarch64, emulated.
 test-emulated: $(VENV)/tools
 	.ci/emulated.sh
+
+# Random input to the passes, orders and files, for SECONDS in all; what fails says with which seed it fails again.
+SECONDS ?= 120
+fuzz: $(VENV)/package
+	cd tests && python -m fuzz --seconds $(SECONDS) $(ARGS)
 
 # torch first, by its exact version: a later requirement must not choose another build of it.
 $(VENV)/torch:
