@@ -1,6 +1,7 @@
 """Orders of other libraries, revealed and replayed bit for bit: a small part of the grid of ``bench/orders.py``."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -225,6 +226,112 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
         with pytest.raises(SystemExit) as ended:
             cli.main(["reveal", "numpy", *option])
         assert ended.value.code == 2
+
+
+SMALL = ["--shape", "1,4,5,5", "--weight", "3,4,2,2"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What ``detconv reveal`` says; one line, and the exit status 2."""
+    assert cli.main(["reveal", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("detconv reveal: ")
+    assert err.count("\n") == 1
+    assert len(err) < 900
+    return err
+
+
+def test_the_command_line_of_transposed_convolutions(torch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--shape", "1,4,5,5", "--weight", "4,3,2,2", "--transposed", "--stride", "2", "--output-padding", "1"]
+    assert cli.main(["reveal", "torch", *given, "--json"]) == 0
+    found = detconv.Reveal.from_dict(json.loads(capsys.readouterr().out))
+    assert (found.status, found.geometry.output_padding) == ("exact", (1, 1))
+    assert "transposed: of torch" in refused(capsys, "numpy", *given)
+    assert "output_padding must be 0" in refused(capsys, "torch", *SMALL, "--output-padding", "1")
+
+
+@pytest.mark.parametrize("option", ["--save", "--plot"])
+@pytest.mark.parametrize("path", ["no/such/folder.svg", ".", "x" * 5000 + ".svg"])
+def test_paths_are_checked_before_the_search(
+    option: str, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reveal", "no_such_module:none", *SMALL, option, path])
+    assert ended.value.code == 2
+    assert f"argument {option}: must " in capsys.readouterr().err
+
+
+def test_a_picture_of_another_kind_and_without_matplotlib(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["reveal", "numpy", *SMALL, "--plot", str(tmp_path / "tree.xyz")])
+    assert "must end in .png, .svg, .pdf" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    # Said before the search: the module with the function, which comes first there, is not looked for.
+    said = refused(capsys, "no_such_module:none", *SMALL, "--plot", str(tmp_path / "tree.svg"))
+    assert "matplotlib" in said
+    assert "pip install matplotlib" in said
+
+
+def test_what_was_found_is_printed_though_it_cannot_be_drawn_or_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "my_boxes.py").write_text(
+        "import detconv\n"
+        "def kahan(x, w, b):\n    return detconv.conv2d(x, w, b, summation='kahan')\n"
+        "def none(x, w, b):\n    return detconv.conv2d(x, w, None)\n"
+        "def slow(x, w, b):\n    return detconv.conv2d(x, w, b, summation='naive')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name, status, said in (("kahan", 0, "its name"), ("none", 1, "no order to draw")):
+        assert cli.main(["reveal", f"my_boxes:{name}", *SMALL, "--plot", "tree.svg"]) == status
+        out, err = capsys.readouterr()
+        assert f"{name} (my_boxes unknown): " in out
+        assert err.startswith("detconv reveal: no picture: ")
+        assert said in err
+        assert not Path("tree.svg").exists()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(detconv.Reveal, "save", full)
+    assert cli.main(["reveal", "my_boxes:slow", *SMALL, "--save", "order.json"]) == 2
+    out, err = capsys.readouterr()
+    assert "exact." in out
+    assert "No space left" in err
+
+
+def test_modules_that_do_not_import(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken_box.py").write_text("def f(:\n")
+    Path("raising_box.py").write_text("raise KeyError('x' * 10**6)\n")
+    Path("odd_box.py").write_text("def f(*_):\n    raise ValueError('two\\nlines' * 10**5)\n")
+    assert "SyntaxError" in refused(capsys, "broken_box:f", *SMALL)
+    assert "KeyError" in refused(capsys, "raising_box:f", *SMALL)
+    assert "two lines" in refused(capsys, "odd_box:f", *SMALL)
+    for function in (":f", "odd_box:", "odd_box:f.g", "q" * 10**5 + ":f", "q" * 10**5):
+        assert "function" in refused(capsys, function, *SMALL)
+    refused(capsys, "numpy", "--shape", "1,4,9000000000000000000,5", "--weight", "3,4,2,2")
+    refused(capsys, "numpy", "--shape", f"{10**30},4,5,5", "--weight", "3,4,2,2")
+
+
+def test_an_instruction_set_that_is_none_is_one_plain_sentence() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "detconv", "reveal", "numpy", *SMALL],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"DETCONV_ISA": "foo"},
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "DETCONV_ISA must be one of " in run.stderr
+    assert run.stderr.count("\n") == 1
 
 
 def test_the_grids_script(tmp_path: Path) -> None:

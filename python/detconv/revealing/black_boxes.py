@@ -37,6 +37,8 @@ def make(route: str, arguments: Mapping[str, Any], onednn: bool = True) -> Black
     if route not in ROUTES:
         raise ValueError(f"function must be one of {', '.join(ROUTES)}, or MODULE:FUNCTION; got {quoted(route)}")
     geometry = Geometry.of(**arguments)
+    if geometry.transposed and route != "torch":
+        raise ValueError(f"transposed: of torch or of MODULE:FUNCTION only; got {route}")
     fn = _torch(geometry, onednn) if route == "torch" else ROUTES[route](geometry)
     fn.__qualname__ = route if onednn else f"{route} without oneDNN"
     return BlackBox(fn, "torch" if route == "torch" else "numpy", route.split("-")[0])
@@ -47,6 +49,14 @@ def make(route: str, arguments: Mapping[str, Any], onednn: bool = True) -> Black
 
 def _torch(g: Geometry, onednn: bool = True) -> Callable[..., Any]:
     torch = import_module("torch")
+
+    def conv_transpose2d(input: Any, weight: Any, bias: Any) -> Any:
+        rest = (g.stride, g.padding, g.output_padding, g.groups, g.dilation)
+        with routes.onednn(torch, onednn):
+            return torch.nn.functional.conv_transpose2d(input, weight, bias, *rest)
+
+    if g.transposed:
+        return conv_transpose2d
     padding = g.padding if isinstance(g.padding, str) else list(g.padding)
     rest = (list(g.stride), padding, list(g.dilation), g.groups)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from detconv.quoting import quoted
+from detconv.quoting import first_line, quoted, shortened
 from detconv.revealing import Reveal, black_boxes, identify, reveal
 from detconv.revealing.box import KINDS, LAYOUTS
 from detconv.revealing.passes import DTYPES, PASSES
@@ -19,6 +20,8 @@ DESCRIPTION = (
     "Find the order in which a convolution adds its products, replay it, and compare all bits. Exit status: 0 if the "
     "order is exact for all outputs, 1 if not, 2 for bad use."
 )
+_PICTURES = (".png", ".svg", ".pdf")
+_LONGEST_MESSAGE = 800  # characters
 ALIASES = {"numpy": "numpy-tensordot", "scipy": "scipy-correlate"}
 
 
@@ -39,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--padding", default=0, **pair, help='likewise, or "same" (default: 0)')
     parser.add_argument("--dilation", default=1, **pair, help="likewise (default: 1)")
     parser.add_argument("--groups", type=int, default=1, help="default: 1")
+    parser.add_argument("--transposed", action="store_true", help="a transposed convolution, --weight C,O/G,KH,KW")
+    parser.add_argument("--output-padding", default=0, **pair, help="with --transposed (default: 0)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
     parser.add_argument("--pass", dest="pass_", choices=PASSES, default=PASSES[0], help="default: %(default)s")
     parser.add_argument("--arrays", choices=KINDS, help="what MODULE:FUNCTION takes (default: numpy)")
@@ -48,25 +53,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, default=30.0, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("--probe", action="store_true", help="do not try the orders of the catalogue first")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--save", type=Path, metavar="PATH", help="write the orders as JSON, for detconv.Reveal.load")
     parser.add_argument(
-        "--plot", type=Path, metavar="PATH", help="draw the tree of the first order: .png, .svg or .pdf"
+        "--save", type=_new_file, metavar="PATH", help="write the orders as JSON, for detconv.Reveal.load"
+    )
+    parser.add_argument(
+        "--plot", type=_picture, metavar="PATH", help="draw the tree of the first order: .png, .svg or .pdf"
     )
 
 
 def run(namespace: argparse.Namespace) -> int:
-    """Reveal, print, and return the exit status."""
+    """Reveal, print, and return the exit status. What was found is printed before anything is written."""
     try:
+        if namespace.plot:
+            import_module("matplotlib")  # before the search, which may take long
         found = _found(namespace)
+    except ImportError as error:
+        return _refused(f"{error} (pip install {error.name})" if error.name == "matplotlib" else error)
+    except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
+        return _refused(error)
+    print(json.dumps(found.to_dict(), indent=1) if namespace.json else found.explain())
+    try:
         if namespace.save:
             found.save(namespace.save)
-        if namespace.plot and found.orders:
-            found.plot().savefig(namespace.plot)
-    except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
-        print(f"detconv reveal: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(found.to_dict(), indent=1) if namespace.json else found.explain())
+        if namespace.plot:
+            _draw(found, namespace.plot)
+    except OSError as error:
+        return _refused(error)
     return 0 if found.status == "exact" else 1
+
+
+def _draw(found: Reveal, path: Path) -> None:
+    """The picture of the first order, or a line that says why there is none: what was found is worth more."""
+    try:
+        if not found.orders:
+            raise ValueError("there is no order to draw")
+        found.plot().savefig(path)
+    except ValueError as error:
+        print(f"detconv reveal: no picture: {error}", file=sys.stderr)
+
+
+def _refused(error: object) -> int:
+    """Say in one line what is wrong; the exit status of bad use."""
+    said = shortened(" ".join(str(error).split()) or type(error).__name__, _LONGEST_MESSAGE)
+    print(f"detconv reveal: {said}", file=sys.stderr)
+    return 2
 
 
 def _found(namespace: argparse.Namespace) -> Reveal:
@@ -78,6 +108,8 @@ def _found(namespace: argparse.Namespace) -> Reveal:
         "padding": namespace.padding,
         "dilation": namespace.dilation,
         "groups": namespace.groups,
+        "transposed": namespace.transposed,
+        "output_padding": namespace.output_padding,
         "dtype": namespace.dtype,
     }
     options: dict[str, Any] = {"pass_": namespace.pass_, "layout": namespace.layout, "budget_s": namespace.budget}
@@ -101,12 +133,36 @@ def _imported(text: str) -> Callable[..., Any]:
     module, _, names = text.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    found: Any = import_module(module)
+    try:
+        found: Any = import_module(module)
+    except Exception as error:  # whatever the caller's own code raises
+        kind = type(error).__name__
+        raise ValueError(f"function: {quoted(module)} cannot be imported: {kind}: {first_line(error)}") from error
     for name in names.split("."):
         if not hasattr(found, name):
-            raise ValueError(f"function: {module} has no {quoted(names)}")
+            raise ValueError(f"function: {shortened(module)} has no {quoted(names)}")
         found = getattr(found, name)
     return found  # type: ignore[no-any-return]
+
+
+def _new_file(text: str) -> Path:
+    """A path that can be written, as far as that is known before."""
+    path = Path(text)
+    try:
+        usable = (
+            path.parent.is_dir() and not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
+        )
+    except (OSError, ValueError):  # a name that no file can have
+        usable = False
+    if not usable:
+        raise argparse.ArgumentTypeError(f"must be a file that can be written; got {quoted(text)}")
+    return path
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix.lower() not in _PICTURES:
+        raise argparse.ArgumentTypeError(f"must end in {', '.join(_PICTURES)}; got {quoted(text)}")
+    return _new_file(text)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
