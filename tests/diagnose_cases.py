@@ -1,7 +1,7 @@
 """Seeded mistakes: outputs of conv2d with one mistake in each, made from random layers.
 
 A kind is a function of a random generator and a layer that returns the wrong output, or None where the layer cannot
-have the mistake.
+have the mistake. Where it takes other numbers, or views of them, it returns the layer that has these as well.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def layer(rng: np.random.Generator, dtype: type = np.float32) -> Layer:
     return Layer(normal(batch, channels, *size), weight, bias, stride, padding, dilation, groups)
 
 
-Mistake = Callable[[np.random.Generator, Layer], "Array | None"]
+Mistake = Callable[[np.random.Generator, Layer], "Array | tuple[Layer, Array] | None"]
 
 
 class Kind(NamedTuple):
@@ -493,6 +493,315 @@ def _(rng: Any, a: Layer) -> Array | None:
     return -a.run()
 
 
+# ---- Some of the terms only ----
+
+
+def with_factor(a: Layer, factor: Array) -> Array:
+    """The output whose terms, (c, kh, kw), are in the sums so many times."""
+    return a.run(weight=a.weight * factor.astype(a.weight.dtype))
+
+
+def kept_some(rng: Any, size: int) -> Array:
+    """Ones and zeros: fewer than half of the parts are there, at least one."""
+    factor = np.zeros(size)
+    factor[rng.permutation(size)[: int(rng.integers(1, (size + 1) // 2))]] = 1
+    return factor
+
+
+@kind("some taps only", "some of the terms only")
+def _(rng: Any, a: Layer) -> Array | None:
+    h, w = a.weight.shape[2:]
+    return with_factor(a, kept_some(rng, h * w).reshape(h, w)) if h * w > 3 else None
+
+
+@kind("one kernel row only", "some of the terms only")
+def _(rng: Any, a: Layer) -> Array | None:
+    h = a.weight.shape[2]
+    return with_factor(a, (np.arange(h) == one_of(rng, h))[:, None]) if h > 2 else None
+
+
+@kind("some input channels only", "some of the terms only")
+def _(rng: Any, a: Layer) -> Array | None:
+    channels = a.weight.shape[1]
+    return with_factor(a, kept_some(rng, channels)[:, None, None]) if channels > 3 else None
+
+
+@kind("one term only", "some of the terms only")
+def _(rng: Any, a: Layer) -> Array | None:
+    factor = np.zeros(a.weight[0].size)
+    factor[one_of(rng, factor.size)] = 1
+    return with_factor(a, factor.reshape(a.weight.shape[1:])) if factor.size > 3 else None
+
+
+def block(rng: Any, a: Layer, inside: Callable[[int, Array], Array]) -> Array | None:
+    """The output without a block of the terms, in the order c, kh, kw or kh, kw, c."""
+    c, h, w = a.weight.shape[1:]
+    if c * h * w < 12:
+        return None
+    there = inside(c * h * w, np.arange(c * h * w))
+    return with_factor(a, there.reshape(c, h, w) if rng.random() < 0.5 else there.reshape(h, w, c).transpose(2, 0, 1))
+
+
+@kind("first terms only", "some of the terms only", "terms missing")
+def _(rng: Any, a: Layer) -> Array | None:
+    return block(rng, a, lambda count, at: at < rng.integers(1, count - 1))
+
+
+@kind("last terms only", "some of the terms only", "terms missing")
+def _(rng: Any, a: Layer) -> Array | None:
+    return block(rng, a, lambda count, at: at >= rng.integers(1, count - 1))
+
+
+@kind("a block of terms missing", "some of the terms only", "terms missing")
+def _(rng: Any, a: Layer) -> Array | None:
+    def inside(count: int, at: Array) -> Array:
+        first = rng.integers(1, count - 4)
+        return (at < first) | (at >= first + rng.integers(2, count - first - 1))
+
+    return block(rng, a, inside)
+
+
+# ---- Memory read or written with other strides ----
+
+
+def embedded(rng: Any, array: Array) -> Array:
+    """The same numbers as a view: a part of a larger array, whose axes may lie in another order."""
+    order = [int(axis) for axis in (rng.permutation(4) if rng.random() < 0.5 else (0, 2, 3, 1))]
+    shape = [array.shape[axis] for axis in order]
+    part = int(rng.integers(1, 4))
+    larger = [size + int(rng.integers(1, 4)) * (place >= part) for place, size in enumerate(shape)]
+    base = rng.standard_normal(larger).astype(array.dtype)
+    view = base[tuple(slice(size) for size in shape)].transpose(np.argsort(order))
+    view[...] = array
+    return view
+
+
+def read_packed(rng: Any, view: Array) -> Array:
+    """Its memory as a program reads it that takes it for packed in the order of its axes, or in that of its strides."""
+    order = np.argsort([-s for s in view.strides], kind="stable") if rng.random() < 0.5 else np.arange(view.ndim)
+    flat = view.base.ravel() if view.base.ndim == 1 else view.base.reshape(-1)
+    return contiguous(flat[: view.size].reshape([view.shape[axis] for axis in order]).transpose(np.argsort(order)))
+
+
+@kind("a view as input, read as packed", "view read as packed")
+def _(rng: Any, a: Layer) -> tuple[Layer, Array] | None:
+    b = replace(a, input=embedded(rng, a.input))
+    return b, a.run(input=read_packed(rng, b.input))
+
+
+@kind("a view as weight, read as packed", "view read as packed")
+def _(rng: Any, a: Layer) -> tuple[Layer, Array] | None:
+    b = replace(a, weight=embedded(rng, a.weight))
+    return b, a.run(weight=read_packed(rng, b.weight))
+
+
+@kind("a channels_last view, read as packed", "view read as packed")
+def _(rng: Any, a: Layer) -> tuple[Layer, Array] | None:
+    b = replace(a, input=contiguous(a.input.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+    return (b, a.run(input=b.input.base.reshape(a.input.shape))) if a.input.shape[1] > 1 else None
+
+
+@kind("input read with a wrong batch stride", "wrong batch stride")
+def _(rng: Any, a: Layer) -> Array | None:
+    n, size = len(a.input), a.input[0].size
+    stride = int(rng.choice([a.input[0, 0].size, size // 2, size - 1, int(rng.integers(1, size))]))
+    if n < 2 or not 0 < stride < size:
+        return None
+    flat = a.input.ravel()
+    return a.run(input=np.stack([flat[i * stride : i * stride + size].reshape(a.input.shape[1:]) for i in range(n)]))
+
+
+@kind("output written with a wrong batch stride", "wrong batch stride")
+def _(rng: Any, a: Layer) -> Array | None:
+    made = a.run()
+    size, stride = made[0].size, int(made[0].size * rng.uniform(0.7, 0.95))
+    if len(made) < 2 or stride < 20:
+        return None
+    memory = np.zeros(made.size, made.dtype)
+    for i, one in enumerate(made):
+        memory[i * stride : i * stride + size] = one.ravel()
+    return memory.reshape(made.shape)
+
+
+# ---- Borders and flips ----
+
+
+def bordered(flip: bool, numpy_name: str, own: bool) -> Mistake:
+    def make(rng: Any, a: Layer) -> Array | None:
+        reach = [d * (k - 1) + 1 for d, k in zip(a.dilation, a.weight.shape[2:], strict=True)]
+        pads = sides(a) if own else [[(r - 1) // 2, r // 2] for r in reach]
+        sizes = a.input.shape[2:]
+        if max(map(max, pads)) == 0 or any(max(p) >= size - 1 for p, size in zip(pads, sizes, strict=True)):
+            return None
+        if a.weight.shape[2:] == (1, 1) or (not own and pads == sides(a)):
+            return None
+        b = replace(a, weight=contiguous(a.weight[..., ::-1, ::-1])) if flip else a
+        made = padded(b, pads, numpy_name)
+        # Where no window meets the border, nobody can tell how it is.
+        zero = padded(b, pads)
+        assert made is not None
+        assert zero is not None
+        return made if np.mean(made != zero) > 0.02 else None
+
+    return make
+
+
+for numpy_name in ("symmetric", "reflect", "edge", "wrap"):
+    kind(f"flipped kernel, {numpy_name} border", "kernel flipped, other padding")(bordered(True, numpy_name, own=True))
+    kind(f"flipped kernel, {numpy_name} border of half the kernel", "kernel flipped, other padding")(
+        bordered(True, numpy_name, own=False)
+    )
+    kind(f"{numpy_name} border of half the kernel", "padding of another mode and size", "padding of another mode")(
+        bordered(False, numpy_name, own=False)
+    )
+
+
+@kind("flipped kernel, full border", "kernel flipped, other padding", "transposed convolution")
+def _(rng: Any, a: Layer) -> Array | None:
+    reach = [d * (k - 1) + 1 for d, k in zip(a.dilation, a.weight.shape[2:], strict=True)]
+    if max(reach) == 1 or min(reach) == 1:
+        return None
+    return padded(replace(a, weight=contiguous(a.weight[..., ::-1, ::-1])), [[r - 1, r - 1] for r in reach])
+
+
+# ---- Groups ----
+
+
+def by_output(a: Layer, met: Array) -> Layer:
+    """The layer whose output channels read the input channels of these groups."""
+    each = a.input.shape[1] // a.groups
+    taken = (met[:, None] * each + np.arange(each)).ravel()
+    return replace(a, input=contiguous(a.input[:, taken]), groups=len(a.weight))
+
+
+@kind("output channel o reads group o % groups", "groups mixed up")
+def _(rng: Any, a: Layer) -> Array | None:
+    outputs = len(a.weight)
+    return by_output(a, np.arange(outputs) % a.groups).run() if 1 < a.groups < outputs else None
+
+
+@kind("output channels read any group", "groups mixed up")
+def _(rng: Any, a: Layer) -> Array | None:
+    if a.groups < 3:
+        return None
+    met = rng.integers(0, a.groups, len(a.weight))
+    whole = met.reshape(a.groups, -1)
+    return None if (whole == whole[:, :1]).all() else by_output(a, met).run()
+
+
+@kind("depth multiplier laid out the other way", "depth multiplier laid out otherwise", "output channels mixed up")
+def _(rng: Any, a: Layer) -> Array | None:
+    outputs = len(a.weight)
+    if not 1 < a.groups < outputs:
+        return None
+    order = np.arange(outputs).reshape(a.groups, -1).T.ravel()
+    if rng.random() < 0.5:
+        order = np.argsort(order)
+    moved = a.bias is not None and rng.random() < 0.5
+    return a.run(weight=a.weight[order], bias=a.bias[order] if a.bias is not None and moved else a.bias)
+
+
+# ---- What is fused ----
+
+
+@kind("input added, then ReLU", "input added and activation")
+def _(rng: Any, a: Layer) -> Array | None:
+    made = a.run()
+    return np.maximum(made + a.input, 0) if made.shape == a.input.shape and made.size > 4 else None
+
+
+@kind("ReLU, then input added", "input added and activation")
+def _(rng: Any, a: Layer) -> Array | None:
+    made = a.run()
+    return np.maximum(made, 0) + a.input if made.shape == a.input.shape and made.size > 4 else None
+
+
+@kind("ReLU of the input", "activation of the input")
+def _(rng: Any, a: Layer) -> Array | None:
+    return a.run(input=np.maximum(a.input, 0))
+
+
+def normalising(rng: Any, a: Layer) -> tuple[Array, Array]:
+    many = (len(a.weight), 1, 1)
+    return rng.uniform(0.3, 2, many).astype(np.float32), rng.uniform(-2, 2, many).astype(np.float32)
+
+
+@kind("BatchNorm folded in", "scaled and shifted")
+def _(rng: Any, a: Layer) -> Array | None:
+    made, (scale, shift) = a.run(), normalising(rng, a)
+    return made * scale + shift if made[:, 0].size > 8 else None
+
+
+@kind("BatchNorm folded in, then ReLU", "scaled and shifted")
+def _(rng: Any, a: Layer) -> Array | None:
+    made, (scale, shift) = a.run(), normalising(rng, a)
+    made = np.maximum(made * scale + shift, 0)
+    return made if (made > 0).sum(axis=(0, 2, 3)).min() > 8 and (made == 0).sum() > 8 else None
+
+
+@kind("scaled and shifted", "scaled and shifted")
+def _(rng: Any, a: Layer) -> Array | None:
+    made = a.run()
+    return made * np.float32(0.226) + np.float32(0.449) if made.size > 8 else None
+
+
+@kind("a bias of each position added", "addend")
+def _(rng: Any, a: Layer) -> Array | None:
+    made = a.run()
+    if len(made) < 3 or made[0].size < 8:
+        return None
+    return made + rng.standard_normal(made.shape[1:]).astype(made.dtype)
+
+
+# ---- Subnormals ----
+
+
+def flushed(values: Array) -> Array:
+    return np.where(np.abs(values) < 2.0**-126, 0, values).astype(np.float32)
+
+
+def tiny(rng: Any, a: Layer) -> Layer | None:
+    """The layer with an input so small that some, not all, outputs are subnormal."""
+    b = replace(a, input=a.input * np.float32(2.0**-126), bias=None)
+    b = replace(b, weight=(b.weight * rng.uniform(0.1, 2) / np.sqrt(a.weight[0].size)).astype(np.float32))
+    small = np.abs(b.run()) < 2.0**-126
+    return b if small.sum() > 3 and (~small).sum() > 3 else None
+
+
+@kind("subnormal results flushed", "subnormals flushed")
+def _(rng: Any, a: Layer) -> tuple[Layer, Array] | None:
+    b = tiny(rng, a)
+    return None if b is None else (b, flushed(b.run()))
+
+
+@kind("subnormal operands flushed", "subnormals flushed")
+def _(rng: Any, a: Layer) -> tuple[Layer, Array] | None:
+    b = tiny(rng, a)
+    return None if b is None else (b, b.run(input=flushed(b.input)))
+
+
+@kind("subnormal operands and results flushed", "subnormals flushed")
+def _(rng: Any, a: Layer) -> tuple[Layer, Array] | None:
+    b = tiny(rng, a)
+    return None if b is None else (b, flushed(b.run(input=flushed(b.input))))
+
+
+@kind("subnormals flushed on the way", "subnormals flushed")
+def _(rng: Any, a: Layer) -> tuple[Layer, Array] | None:
+    b = tiny(rng, a)
+    if b is None or b.groups > 1:
+        return None
+    view = np.lib.stride_tricks.sliding_window_view(
+        np.pad(b.input, ((0, 0), (0, 0), *((p, p) for p in b.padding))),
+        [d * (k - 1) + 1 for d, k in zip(b.dilation, b.weight.shape[2:], strict=True)],
+        (2, 3),
+    )[:, :, :: b.stride[0], :: b.stride[1], :: b.dilation[0], :: b.dilation[1]]
+    total = np.zeros(b.run().shape, np.float32)
+    for c, i, j in np.ndindex(*b.weight.shape[1:]):
+        total = flushed(total + flushed(b.weight[:, c, i, j, None, None] * view[:, c, None, :, :, i, j]))
+    return b, total
+
+
 # ---- The output ----
 
 
@@ -781,6 +1090,94 @@ def _(rng: Any, b: Backward) -> Array | None:
     )
 
 
+def factored(b: Backward, factor: Array) -> Array:
+    """The gradient whose terms, (o, kh, kw) of a group or (n, oh, ow), are in the sums so many times."""
+    if b.name == "conv2d_input":
+        times = np.tile(factor, (b.layer.groups, 1, 1))[:, None]
+        return b.run(weight=(b.layer.weight * times).astype(b.layer.weight.dtype))
+    return b.run(grad_output=(b.grad_output * factor[:, None]).astype(b.grad_output.dtype))
+
+
+def term_shape(b: Backward) -> tuple[int, ...]:
+    if b.name == "conv2d_input":
+        return (len(b.layer.weight) // b.layer.groups, *b.layer.weight.shape[2:])
+    return (len(b.grad_output), *b.grad_output.shape[2:])
+
+
+@backward_kind("both", "some of the terms only", "some of the terms only")
+def _(rng: Any, b: Backward) -> Array | None:
+    shape = term_shape(b)
+    axes = [axis for axis, size in enumerate(shape) if size > 3]
+    if not axes:
+        return None
+    axis = int(rng.choice(axes))
+    factor = kept_some(rng, shape[axis]).reshape([-1 if at == axis else 1 for at in range(3)])
+    return factored(b, np.broadcast_to(factor, shape))
+
+
+@backward_kind("both", "first terms only", "some of the terms only", "terms missing")
+def _(rng: Any, b: Backward) -> Array | None:
+    count = int(np.prod(term_shape(b)))
+    if count < 12:
+        return None
+    return factored(b, (np.arange(count) < rng.integers(1, count - 1)).reshape(term_shape(b)))
+
+
+@backward_kind("conv2d_input", "output channel o's gradient goes to group o % groups", "groups mixed up")
+def _(rng: Any, b: Backward) -> Array | None:
+    outputs, groups = len(b.layer.weight), b.layer.groups
+    if not 1 < groups < outputs:
+        return None
+    order = np.arange(outputs).reshape(-1, groups).T.ravel()
+    return b.run(weight=b.layer.weight[order], grad_output=contiguous(b.grad_output[:, order]))
+
+
+@backward_kind("conv2d_input", "groups meet each other's output channels", "input channels mixed up")
+def _(rng: Any, b: Backward) -> Array | None:
+    outputs, groups = len(b.layer.weight), b.layer.groups
+    order = np.roll(np.arange(outputs).reshape(groups, -1), 1, axis=0).ravel()
+    return b.run(grad_output=contiguous(b.grad_output[:, order])) if groups > 1 else None
+
+
+@backward_kind("conv2d_weight", "groups meet each other's input channels", "input channels mixed up")
+def _(rng: Any, b: Backward) -> Array | None:
+    n, c, h, w = b.layer.input.shape
+    groups = b.layer.groups
+    if groups < 2 or c == groups:
+        return None
+    return b.run(input=contiguous(b.layer.input.reshape(n, groups, -1, h, w).swapaxes(1, 2).reshape(n, c, h, w)))
+
+
+@backward_kind("conv2d_weight", "output channel o reads group o % groups", "groups mixed up")
+def _(rng: Any, b: Backward) -> Array | None:
+    a = b.layer
+    if not 1 < a.groups < len(a.weight):
+        return None
+    other = by_output(a, np.arange(len(a.weight)) % a.groups)
+    return Backward(b.name, other, b.grad_output).run()
+
+
+@backward_kind("conv2d_weight", "a view as input, read as packed", "view read as packed")
+def _(rng: Any, b: Backward) -> tuple[Backward, Array] | None:
+    view = embedded(rng, b.layer.input)
+    other = Backward(b.name, replace(b.layer, input=view), b.grad_output)
+    return other, b.run(input=read_packed(rng, view))
+
+
+@backward_kind("conv2d_input", "a view as gradient, read as packed", "view read as packed")
+def _(rng: Any, b: Backward) -> tuple[Backward, Array] | None:
+    view = embedded(rng, b.grad_output)
+    return Backward(b.name, b.layer, view), b.run(grad_output=read_packed(rng, view))
+
+
+@backward_kind("conv2d_weight", "border replicated", "padding of another mode")
+def _(rng: Any, b: Backward) -> Array | None:
+    p, q = b.layer.padding
+    if p + q == 0:
+        return None
+    return b.run(input=np.pad(b.layer.input, ((0, 0), (0, 0), (p, p), (q, q)), "edge"), padding=(0, 0))
+
+
 # ---- The grid ----
 
 
@@ -822,6 +1219,8 @@ def drawn(where: str, of: Kind, count: int, seed: int = 0) -> Iterator[Seeded]:
             wrong = of.make(rng, a)  # type: ignore[arg-type]
         except ValueError:  # a geometry that this layer cannot have
             continue
+        if isinstance(wrong, tuple):
+            a, wrong = wrong
         if wrong is not None and wrong.size > 1 and matters(a.run(), wrong):
             made += 1
             yield Seeded(a, wrong)

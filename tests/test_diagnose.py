@@ -143,7 +143,7 @@ def test_bad_arguments() -> None:
     right = a.run()
     with pytest.raises(ValueError, match="candidate must have 4 axes"):
         detconv.diagnose(right[0], *a.arguments)
-    with pytest.raises(ValueError, match="dtype must be one of"):
+    with pytest.raises(ValueError, match="dtype must be ACCUMULATOR or PRODUCTS/ACCUMULATOR"):
         detconv.diagnose(right, *a.arguments, dtype="float8")
     with pytest.raises(TypeError, match="candidate"):
         detconv.diagnose(right.astype(np.int32), *a.arguments)

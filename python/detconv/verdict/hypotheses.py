@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from detconv.verdict import geometry, parts, places, precision, values, wires
+from detconv.verdict import (
+    borders,
+    fused,
+    geometry,
+    groups,
+    parts,
+    places,
+    precision,
+    strides,
+    subnormals,
+    values,
+    wires,
+)
 from detconv.verdict.case import Case, Guess
 
 
@@ -27,8 +39,10 @@ class Row(NamedTuple):
 
 
 ROWS = (
+    Row("subnormals flushed", subnormals.flushed, proves=True),
     Row("activation", values.activated),
     Row("not computed", places.not_written),
+    Row("some of the terms only", parts.some_only),
     Row("kernel flipped", geometry.flipped),
     Row("kernel flipped in one axis", geometry.flipped_in_one),
     Row("kernel transposed", geometry.transposed),
@@ -42,6 +56,8 @@ ROWS = (
     Row("padding on the wrong side", geometry.window_off),
     Row("wrong padding", geometry.padding_off),
     Row("padding of another mode", geometry.padding_mode),
+    Row("padding of another mode and size", borders.resized),
+    Row("kernel flipped, other padding", borders.flipped),
     Row("padding of a value", geometry.padding_value),
     Row("transposed convolution", geometry.transposed_convolution),
     Row("bias missing", values.bias_missing),
@@ -51,15 +67,21 @@ ROWS = (
     Row("bias along another axis", values.bias_elsewhere),
     Row("sign", values.negated),
     Row("output turned", places.turned),
+    Row("view read as packed", strides.packed),
+    Row("wrong batch stride", strides.batch_stride),
     Row("weight read in another layout", places.weight_layout),
     Row("input read in another layout", places.input_layout),
     Row("output in another layout", places.output_layout),
     Row("input channels mixed up", wires.rewired),
+    Row("groups mixed up", groups.mixed),
+    Row("depth multiplier laid out otherwise", groups.relaid),
     Row("output channels mixed up", places.moved(1)),
     Row("samples mixed up", places.moved(0)),
     Row("rows mixed up", places.moved(2)),
     Row("columns mixed up", places.moved(3)),
     Row("input added", values.input_added),
+    Row("input added and activation", fused.residual),
+    Row("activation of the input", fused.activated_input),
     Row("terms missing", parts.dropped),
     Row("terms twice", parts.doubled),
     Row("terms subtracted", parts.negated),
@@ -68,10 +90,13 @@ ROWS = (
     Row("TF32 or float16 inputs", precision.rounded_inputs("TF32", "float16"), proves=True, always=True),
     Row("bfloat16 inputs", precision.rounded_inputs("bfloat16"), proves=True, always=True),
     Row("float32 inputs", precision.rounded_inputs("float32"), proves=True, always=True),
+    Row("split operands", precision.split_inputs, proves=True, always=True),
     Row("scaled", values.scaled),
     Row("output rounded", precision.rounded_output, proves=True),
     Row("narrow sums", precision.narrow_sums, proves=True),
     Row("constant added", values.constant_added),
+    Row("scaled and shifted", fused.normalised),
+    Row("addend", fused.addend),
     Row("terms weighed otherwise", parts.weighed),
     Row("transform", precision.transform, proves=True),
     Row("left over", places.left_over),

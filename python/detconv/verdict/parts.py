@@ -1,4 +1,9 @@
-"""Sums taken apart: the terms of some elements, and how often each part of them is in a candidate, by least squares."""
+"""Sums taken apart: the terms of some elements, and how often each part of them is in a candidate.
+
+Parts are taps, their rows and columns, channels, samples, single terms, and blocks of the sequence of all terms. How
+often each is in the candidate is solved for by least squares; where there are too few elements, few parts are sought
+that are missing or that are all there is; a block is found by its sum. Whatever is found is a factor for each term.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import numpy as np
 
 from detconv.verdict.case import Case, Guess, kernel_of, pads_of, pair
 from detconv.verdict.problem import Array, Problem
+from detconv.verdict.regions import listed
 
 # A fit with more unknowns would take seconds, one with more terms too much memory (16 MB).
 _MOST_UNKNOWNS = 512
@@ -17,6 +23,14 @@ _MOST_TERMS = 1 << 21
 _NOTICED = 0.02
 # The largest number of single terms that a fault may have if there are too few elements to solve for all.
 _MOST_CHOSEN = 6
+# The subsets of so many parts are all tried where one or a few elements are all there is.
+_MOST_ENUMERATED = 10
+# So many elements tell a block of the terms from all others.
+_BLOCK_ELEMENTS = 24
+# A part that is missing or doubled was in the sums so many times, or as near as roundings allow.
+_WHOLE = 0.02
+# Bits of evidence that one number takes that was fitted to the output: as ``diagnose`` counts them.
+_BITS = 20.0
 
 
 def terms(problem: Problem, elements: tuple[Array, ...]) -> Array:
@@ -63,61 +77,211 @@ def elements_of(case: Case, most: int) -> tuple[Array, ...]:
 class _Split(NamedTuple):
     """A way to take the terms apart: which of their axes tell parts from each other, and what the parts are called."""
 
-    says: str
+    name: str  # of one part, with a place for each axis of the terms
     axes: tuple[int, ...]
+    many: str = ""  # with a place for several indices, where there is one axis
 
 
+_KERNEL_LINES = (
+    _Split("kernel row {1}", (1,), "kernel rows {}"),
+    _Split("kernel column {2}", (2,), "kernel columns {}"),
+)
 _SPLITS = {
     "conv2d": (
-        _Split("tap ({}, {})", (1, 2)),
-        _Split("input channel {}", (0,)),
+        *_KERNEL_LINES,
+        _Split("tap ({1}, {2})", (1, 2)),
+        _Split("input channel {0}", (0,), "input channels {}"),
         _Split("tap ({1}, {2}) of input channel {0}", (0, 1, 2)),
     ),
     "conv2d_input": (
-        _Split("tap ({}, {})", (1, 2)),
-        _Split("output channel {}", (0,)),
+        *_KERNEL_LINES,
+        _Split("tap ({1}, {2})", (1, 2)),
+        _Split("output channel {0}", (0,), "output channels {}"),
         _Split("tap ({1}, {2}) of output channel {0}", (0, 1, 2)),
     ),
     "conv2d_weight": (
-        _Split("sample {}", (0,)),
-        _Split("row {} of the output", (1,)),
-        _Split("column {} of the output", (2,)),
+        _Split("sample {0}", (0,), "samples {}"),
+        _Split("row {1} of the output", (1,), "rows {} of the output"),
+        _Split("column {2} of the output", (2,), "columns {} of the output"),
+        _Split("position ({1}, {2}) of the output", (1, 2)),
     ),
+}
+# The orders in which kernels go through the terms: their axes, the slowest first.
+_SEQUENCES = {
+    "conv2d": {"c, kh, kw": (0, 1, 2), "kh, kw, c": (1, 2, 0)},
+    "conv2d_input": {"o, kh, kw": (0, 1, 2), "kh, kw, o": (1, 2, 0)},
+    "conv2d_weight": {"n, oh, ow": (0, 1, 2), "oh, ow, n": (1, 2, 0)},
 }
 
 
 class _Share(NamedTuple):
-    """Parts that are in the sums otherwise than once: how much more often."""
+    """Parts that are in the sums otherwise than once.
 
-    split: _Split
-    parts: tuple[Array, ...]  # indices on the axes of the split
+    factor: how often each term is, (*axes of the terms).
+    more: how much more often, for each part that is named.
+    named, rest: those parts, and where more of them are missing than are not, those that are there, in words.
+    gone, whole: how many are missing, of how many.
+    bits: what it takes to say which they are.
+    """
+
+    factor: Array
     more: Array
+    named: str
+    rest: str
+    gone: int
+    whole: int
+    bits: float
+
+    @property
+    def mostly_missing(self) -> bool:
+        return self.gone > max(1, self.whole // 3)
 
 
 def _shares(case: Case) -> list[_Share]:
+    """What is in the sums otherwise than once, what takes the fewest bits to say first."""
     if case.expected is None or not case.unfit.any():
         return []
-    per_element = int(np.prod(_term_shape(case.problem)))
-    elements = elements_of(case, max(16, min(4000, _MOST_TERMS // per_element)))
+    shape = term_shape(case.problem)
+    elements = elements_of(case, max(16, min(4000, _MOST_TERMS // int(np.prod(shape)))))
     all_terms, residual = terms(case.problem, elements), case.residual[elements]
-    if not np.isfinite(all_terms).all():
+    if not np.isfinite(all_terms).all() or not residual.any():
         return []
+    near = 2 * case.expected.bound[elements]
     found = []
     for split in _SPLITS[case.problem.name]:
         others = tuple(1 + axis for axis in range(3) if axis not in split.axes)
-        columns = all_terms.sum(axis=others) if others else all_terms
-        shape, columns = columns.shape[1:], columns.reshape(len(columns), -1)
-        size = np.abs(_solved(columns, residual))
-        chosen = np.flatnonzero(size > _NOTICED * size.max())
-        if 0 < len(chosen) <= max(1, columns.shape[1] // 3):
-            extra = np.linalg.lstsq(columns[:, chosen], residual, rcond=None)[0]
-            whole = np.round(extra)
-            more = np.where(np.abs(extra - whole) < 0.02, whole, extra)
-            found.append(_Share(split, np.unravel_index(chosen, shape), more))
+        columns = all_terms.sum(axis=others, keepdims=True)
+        parts, columns = columns.shape[1:], columns.reshape(len(columns), -1)
+        more = _more(columns, residual, near)
+        if more is not None:
+            found.append(_share(split, shape, more.reshape(parts)))
+    found += _blocks(case, all_terms[:_BLOCK_ELEMENTS], residual[:_BLOCK_ELEMENTS], near[:_BLOCK_ELEMENTS])
+    return sorted(found, key=lambda share: share.bits)
+
+
+def _more(columns: Array, residual: Array, near: Array) -> Array | None:
+    """How much more often than once each part is in the sums; None if neither few are off nor some are all there is."""
+    parts = columns.shape[1]
+    solution = _solved(columns, residual)
+    size = np.abs(solution)
+    chosen = np.flatnonzero(size > _NOTICED * size.max())
+    if 0 < len(chosen) <= max(1, parts // 3):
+        extra = np.linalg.lstsq(columns[:, chosen], residual, rcond=None)[0]
+        whole = np.round(extra)
+        more = np.zeros(parts)
+        more[chosen] = np.where((whole != 0) & (np.abs(extra - whole) < _WHOLE), whole, extra)
+        return more
+    missing = np.abs(solution + 1) < _WHOLE
+    if 0 < np.count_nonzero(missing) < parts and (missing | (size < _WHOLE)).all():
+        return np.where(missing, -1.0, 0.0)
+    kept = _kept(columns, residual + columns.sum(axis=1), near)
+    return None if kept is None or kept.all() else kept - 1.0
+
+
+def _kept(columns: Array, sought: Array, near: Array) -> Array | None:
+    """Which parts, fewer than half of them or out of few, add up to what is sought; as zeros and ones."""
+    count = columns.shape[1]
+    if 2 <= count <= _MOST_ENUMERATED:
+        choices = (np.arange(1, 2**count - 1)[:, None] >> np.arange(count)) & 1
+        choices = choices[np.argsort(choices.sum(axis=1), kind="stable")]
+        for element in range(len(columns)):
+            choices = choices[np.abs(choices @ columns[element] - sought[element]) <= near[element]]
+        return np.asarray(choices[0], np.float64) if len(choices) else None
+    if len(columns) > 1.2 * count + 4 and count <= _MOST_UNKNOWNS:
+        return None  # the least squares have said all
+    solution = _pursued(columns, sought)
+    kept = np.abs(solution - 1) < _WHOLE
+    return kept.astype(np.float64) if kept.any() and (kept | (solution == 0)).all() else None
+
+
+def _share(split: _Split, shape: tuple[int, ...], more: Array) -> _Share:
+    """more: for the parts, (*axes of the terms), with length 1 where the split does not look."""
+    off = np.argwhere(more != 0)
+    whole = more.size
+    missing = int(np.count_nonzero(more == -1))
+    factor = np.broadcast_to(1 + more, shape).copy()
+    rest = np.argwhere(more == 0)
+    return _Share(factor, more[more != 0], _named(split, off), _named(split, rest), missing, whole, _bits(more == 0))
+
+
+def _bits(there: Array) -> float:
+    """What it takes to say which parts are there and which are not: the ends of a stretch, or each of the fewer."""
+    changes = int(np.count_nonzero(np.diff(there.ravel())))
+    few = min(int(np.count_nonzero(there)), int(np.count_nonzero(~there)))
+    return float(min(changes, few) * np.log2(max(there.size, 2)))
+
+
+def _blocks(case: Case, all_terms: Array, residual: Array, near: Array) -> list[_Share]:
+    """A stretch of the sequence of the terms that is missing, or that is all there is."""
+    shape = all_terms.shape[1:]
+    count = int(np.prod(shape))
+    found = []
+    for order, axes in _SEQUENCES[case.problem.name].items():
+        sequence = all_terms.transpose(0, *(1 + axis for axis in axes)).reshape(len(all_terms), -1)
+        sums = np.concatenate([np.zeros((len(sequence), 1)), np.cumsum(sequence, axis=1)], axis=1)
+        for sought, there in ((-residual, False), (residual + sums[:, -1], True)):
+            stretch = _stretch(sums, sought, near)
+            if stretch is None:
+                continue
+            first, last = stretch
+            inside = np.zeros(count, np.bool_)
+            inside[first:last] = True
+            missing = ~inside if there else inside
+            factor = np.where(missing, 0.0, 1.0).reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+            block, others = (f(first, last, count, order) for f in (_block, _but))
+            named, rest = (others, block) if there else (block, others)
+            gone = int(missing.sum())
+            more = np.full(gone, -1.0)
+            found.append(_Share(np.ascontiguousarray(factor), more, named, rest, gone, count, _bits(inside)))
     return found
 
 
-def _term_shape(problem: Problem) -> tuple[int, ...]:
+def _block(first: int, last: int, count: int, order: str) -> str:
+    size = last - first
+    many = "term" if size == 1 else f"{size} terms"
+    if first == 0 or last == count:
+        return f"the {'first' if first == 0 else 'last'} {many} of {count} in the order {order}"
+    return f"terms {first} to {last - 1} of {count} in the order {order}"
+
+
+def _but(first: int, last: int, count: int, order: str) -> str:
+    """The others in words."""
+    if first == 0 or last == count:
+        return _block(last, count, count, order) if first == 0 else _block(0, first, count, order)
+    return f"all but {_block(first, last, count, order)}"
+
+
+def _stretch(sums: Array, sought: Array, near: Array) -> tuple[int, int] | None:
+    """The first and the last (exclusive) of consecutive terms that add up to what is sought, in all elements."""
+    count = sums.shape[1] - 1
+    near = near + 2.0**-40 * np.abs(sums).max(axis=1)
+    ends = np.flatnonzero((np.abs(sums - sought[:, None]) <= near[:, None]).all(axis=0))
+    starts = np.flatnonzero((np.abs(sums[:, -1:] - sums - sought[:, None]) <= near[:, None]).all(axis=0))
+    for first, last in ((0, int(ends[0]) if len(ends) else 0), (int(starts[-1]) if len(starts) else count, count)):
+        if 0 < last - first < count:
+            return first, last
+    if len(sums) < 3:
+        return None  # by chance, one element has some stretch of many that fits
+    # Where the first element's sums are what they are at some start, and more by what is sought: the few such ends.
+    order = np.argsort(sums[0], kind="stable")
+    ranked = sums[0][order]
+    low = np.searchsorted(ranked, sums[0] + sought[0] - near[0])
+    high = np.searchsorted(ranked, sums[0] + sought[0] + near[0], side="right")
+    if int(np.sum(high - low)) > 64 * (count + 1):
+        return None
+    first = np.repeat(np.arange(count + 1), high - low)
+    offsets = np.arange(len(first)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
+    last = order[np.repeat(low, high - low) + offsets]
+    fits = (last > first) & (last - first < count)
+    for row in range(len(sums)):
+        first, last = first[fits], last[fits]
+        fits = np.abs(sums[row][last] - sums[row][first] - sought[row]) <= near[row]
+    first, last = first[fits], last[fits]
+    return (int(first[0]), int(last[0])) if len(first) else None
+
+
+def term_shape(problem: Problem) -> tuple[int, ...]:
+    """The axes of the terms of one element: see ``terms``."""
     if problem.name == "conv2d_weight":
         return (len(problem.grad_output), *problem.grad_output.shape[-2:])
     channels = problem.weight.shape[1] if problem.name == "conv2d" else len(problem.weight) // int(problem.groups)
@@ -135,38 +299,50 @@ def _solved(columns: Array, residual: Array) -> Array:
     if rows > 1.2 * unknowns + 4 and unknowns <= _MOST_UNKNOWNS:
         x[usable] = np.linalg.lstsq(columns[:, usable], residual, rcond=1e-9)[0]
         return x
-    # Orthogonal matching pursuit: take the column that explains most of what is left, solve for all that were taken.
+    return _pursued(columns, residual)
+
+
+def _pursued(columns: Array, sought: Array) -> Array:
+    """x with few that are not 0 and columns @ x = sought.
+
+    Orthogonal matching pursuit: take the column that explains most of what is left, solve for all that were taken.
+    """
+    rows, unknowns = columns.shape
+    norms = np.sqrt(np.sum(columns * columns, axis=0))
+    norms[norms == 0] = np.inf
     chosen: list[int] = []
-    left, solution = residual, x[:0]
-    while len(chosen) < min(_MOST_CHOSEN, rows // 2) and np.linalg.norm(left) > 1e-4 * np.linalg.norm(residual):
-        chosen.append(int(np.argmax(np.abs(left @ columns) / np.where(usable, norms, np.inf))))
-        solution = np.linalg.lstsq(columns[:, chosen], residual, rcond=None)[0]
-        left = residual - columns[:, chosen] @ solution
+    left, solution = sought, np.zeros(0)
+    while len(chosen) < min(_MOST_CHOSEN, rows // 2) and np.linalg.norm(left) > 1e-4 * np.linalg.norm(sought):
+        chosen.append(int(np.argmax(np.abs(left @ columns) / norms)))
+        solution = np.linalg.lstsq(columns[:, chosen], sought, rcond=None)[0]
+        left = sought - columns[:, chosen] @ solution
+    x = np.zeros(unknowns)
     x[chosen] = solution
     return x
 
 
 def _guess(case: Case, share: _Share, says: str, parameters: float) -> Guess:
-    """That the parts are in the sums so many times more."""
-    operand = "grad_output" if case.problem.name == "conv2d_weight" else "weight"
-    array = getattr(case.problem, operand).copy()
-    # The axes of the terms in the operand: (n, oh, ow) of (n, o, oh, ow), (c, kh, kw) or (o, kh, kw) of (o, c, kh, kw).
-    axes = {"conv2d": (1, 2, 3), "conv2d_input": (0, 2, 3), "conv2d_weight": (0, 2, 3)}[case.problem.name]
-    for *part, more in zip(*share.parts, share.more, strict=True):
-        place: list[object] = [slice(None)] * 4
-        for axis, index in zip(share.split.axes, part, strict=True):
-            if case.problem.name == "conv2d_input" and axis == 0:
-                place[0] = slice(index, None, len(array) // int(case.problem.groups))
-            else:
-                place[axes[axis]] = index
-        array[tuple(place)] *= 1 + more
-    return Guess(says, case.problem.having(**{operand: array}), parameters=parameters)
+    """That each term is in the sums as often as its factor says."""
+    problem, factor = case.problem, share.factor
+    if problem.name == "conv2d_weight":
+        operand, times = "grad_output", factor[:, None]
+    elif problem.name == "conv2d_input":
+        operand, times = "weight", np.tile(factor, (int(problem.groups), 1, 1))[:, None]
+    else:
+        operand, times = "weight", factor[None]
+    array = getattr(problem, operand)
+    changed = np.where(times == 0, 0, array * times).astype(array.dtype)
+    return Guess(says, problem.having(**{operand: changed}), parameters=parameters)
 
 
-def _named(share: _Share) -> str:
-    names = [share.split.says.format(*part) for part in zip(*share.parts, strict=True)]
+def _named(split: _Split, parts: Array) -> str:
+    """parts: indices on the axes of the terms, one part a row."""
+    if len(parts) > 1 and split.many:
+        indices = parts[:, split.axes[0]]
+        return split.many.format(listed(indices, int(indices[-1]) + 1))
+    names = [split.name.format(*part) for part in parts]
     shown = names if len(names) <= 6 else [*names[:4], f"... ({len(names)} in all)"]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
 
 def dropped(case: Case) -> Iterator[Guess]:
@@ -183,9 +359,18 @@ def negated(case: Case) -> Iterator[Guess]:
 
 def _alike(case: Case, more: int, says: str) -> Iterator[Guess]:
     for share in case.once("shares", _shares):
-        if (share.more == more).all():
+        if (share.more == more).all() and not share.mostly_missing:
             be = "is" if len(share.more) == 1 else "are"
-            yield _guess(case, share, f"{_named(share)} {be} {says}", 0.5)
+            yield _guess(case, share, f"{share.named} {be} {says}", max(0.5, share.bits / _BITS))
+
+
+def some_only(case: Case) -> Iterator[Guess]:
+    """More than a third of the terms are missing, so that those which are there are better named."""
+    for share in case.once("shares", _shares):
+        if share.mostly_missing:
+            there = share.whole - share.gone
+            says = f"only some of the terms are summed ({there} of {share.whole}): {share.rest}"
+            yield _guess(case, share, says, share.bits / _BITS)
 
 
 def weighed(case: Case) -> Iterator[Guess]:
@@ -195,7 +380,7 @@ def weighed(case: Case) -> Iterator[Guess]:
             times = np.unique(np.round(1 + share.more, 4))
             how = f"{times[0]:.6g} times" if len(times) == 1 else f"with factors of {listed_numbers(times)}"
             be = "is" if len(share.more) == 1 else "are"
-            yield _guess(case, share, f"{_named(share)} {be} in the sums {how}", len(share.more))
+            yield _guess(case, share, f"{share.named} {be} in the sums {how}", len(share.more))
 
 
 def listed_numbers(values: Array) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from detconv.verdict.bounds import FORMATS, Claim
 from detconv.verdict.case import Case, Expected, Guess, cropped
 from detconv.verdict.problem import Array, Problem
+from detconv.verdict.splits import split
 
 # Operands are rounded if that brings the mean square distance down by this factor at least, and by so many bits of
 # evidence, n/2 * log2 of the factor. Rounding inputs that were not rounded raises it, in outputs of any order.
@@ -16,6 +18,11 @@ _LEAST_GAIN = 2.0
 _LEAST_EVIDENCE = 24.0
 # The errors of an accumulator of few digits are this share of the output's own spread at most.
 _LARGEST_NOISE = 0.25
+# Rounded operands move a sum by less than this share of S: those of bfloat16, truncated, by 2^-6. What is further off
+# is off by something else, and no rounding need be tried.
+_FARTHEST = 2.0**-6
+# Split operands move a sum by more than this share of S, over the square root of the number of terms.
+_NEAREST_SPLIT = 2.0**-27
 # Two roundings whose mean square distances are nearer than this cannot be told apart.
 _TIE = 1.05
 
@@ -61,42 +68,95 @@ def rounded_inputs(*names: str) -> Callable[[Case], Iterator[Guess]]:
 
     def guesses(case: Case) -> Iterator[Guess]:
         best = case.once("rounded inputs", _best_roundings)
-        if best and {name.split(" (")[0] for name, *_ in best} == set(names):
-            stored = kept(case)
-            also = "" if stored == case.stored else f", and the output is stored in {stored}"
-            formats = " or ".join(name for name, *_ in best)
-            _, operands, problem = best[0]
-            yield Guess(f"{operands} rounded to {formats} before multiplication{also}", problem, stored=stored)
+        if best and {found.name.split(" (")[0] for found in best} == set(names):
+            yield _stored_so(case, best, f"rounded to {_or(best)} before multiplication")
 
     return guesses
 
 
-def _best_roundings(case: Case) -> list[tuple[str, str, Problem]]:
-    """The roundings of the operands that bring the sums nearest to the candidate: format, which operands, problem."""
+def split_inputs(case: Case) -> Iterator[Guess]:
+    """That both operands were split into numbers of a short format whose smallest products are left out."""
+    best = case.once("rounded inputs", _best_roundings)
+    if best and best[0].split:
+        yield _stored_so(case, best, f"{best[0].split} ({_or(best)})")
+
+
+def _stored_so(case: Case, best: list[_Rounded], how: str) -> Guess:
+    stored = kept(case)
+    also = "" if stored == case.stored else f", and the output is stored in {stored}"
+    return Guess(f"{best[0].operands} {how}{also}", best[0].problem, stored=stored)
+
+
+def _or(best: list[_Rounded]) -> str:
+    return " or ".join(found.name for found in best)
+
+
+class _Rounded(NamedTuple):
+    """Operands of fewer digits: by which rounding, which of them are, in words how they were split if so."""
+
+    distance: float
+    name: str
+    operands: str
+    split: str
+    problem: Problem
+
+
+def _best_roundings(case: Case) -> list[_Rounded]:
+    """The roundings of the operands that bring the sums nearest to the candidate."""
     if case.expected is None or not case.problem.finite:
         return []
     stored, crop = kept(case), _crop(case)
-    plain, taken = _square_distance(case, case.problem, stored, crop)
+    plain = _off(case, case.problem, stored, crop)
+    finite = np.isfinite(plain)
+    size = float(np.sqrt(np.mean(_magnitude(case, crop).astype(np.float64) ** 2)))
+    typical = np.sqrt(np.mean(plain[finite] ** 2)) if finite.any() else 0.0
+    if typical > _FARTHEST * size:
+        return []
+    smallest = _NEAREST_SPLIT * size / np.sqrt(case.problem.terms().max(initial=1.0))
     found = []
+    for name, operands, words, problem in _coarser(case, typical > smallest):
+        left = _off(case, problem, stored, crop)
+        if (np.isfinite(left) == finite).all() and _nearer(plain[finite], left[finite]):
+            found.append(_Rounded(float(np.sum(left[finite] ** 2)), name, operands, words, problem))
+    least = min((rounded.distance for rounded in found), default=0.0)
+    ties = [rounded for rounded in found if rounded.distance <= _TIE * least]
+    return [rounded for rounded in ties if (rounded.operands, rounded.split) == (ties[0].operands, ties[0].split)]
+
+
+def _nearer(plain: Array, left: Array) -> bool:
+    """Whether what is left of the distances with rounded operands is so much less that chance cannot make it so."""
+    squares, left_squares = float(np.sum(plain * plain)), float(np.sum(left * left))
+    gain = squares / max(left_squares, 1e-30 * squares, 1e-300)
+    return bool(gain > _LEAST_GAIN and plain.size / 2 * np.log2(gain) > _LEAST_EVIDENCE)
+
+
+def _coarser(case: Case, splits: bool) -> Iterator[tuple[str, str, str, Problem]]:
+    """The name of a rounding, which operands are, how they are split, and what is computed instead."""
     for name, rounding in _ROUNDINGS.items():
         if name == "float32" and case.problem.element_type == "float32":
             continue
         for operands, problem in _roundings(case.problem, rounding):
-            distance, count = _square_distance(case, problem, stored, crop)
-            gain = plain / max(distance, 1e-30 * plain, 1e-300)
-            if count == taken and gain > _LEAST_GAIN and taken / 2 * np.log2(gain) > _LEAST_EVIDENCE:
-                found.append((distance, name, operands, problem))
-    least = min((distance for distance, *_ in found), default=0.0)
-    ties = [entry for entry in found if entry[0] <= _TIE * least]
-    return [entry[1:] for entry in ties if entry[2] == ties[0][2]]
+            yield name, operands, "", problem
+    if splits:
+        (first, _), (second, _) = (entry for entry in case.problem.operands() if entry[0] != "bias")
+        for name, words, problem in split(case.problem, _ROUNDINGS):
+            yield name, f"{_WORDS[first]} and {_WORDS[second]} are", words, problem
+
+
+def _magnitude(case: Case, crop: tuple[Array, Array] | None) -> Array:
+    if crop is None:
+        return case.problem.magnitude()
+    return np.concatenate([part.magnitude() for part in cropped(case.problem, *crop)], axis=1)
+
+
+_WORDS = {"grad_output": "the output's gradient", "input": "the input", "weight": "the weight", "bias": "the bias"}
 
 
 def _roundings(problem: Problem, rounding: Callable[[Array], Array]) -> Iterator[tuple[str, Problem]]:
     arrays = dict(problem.operands())
     operands = [name for name in arrays if name != "bias"]
-    words = {"grad_output": "the output's gradient", "input": "the input", "weight": "the weight", "bias": "the bias"}
-    both = f"{words[operands[0]]} and {words[operands[1]]} are"
-    choices = {both: operands, **{f"{words[name]} is": [name] for name in operands}}
+    both = f"{_WORDS[operands[0]]} and {_WORDS[operands[1]]} are"
+    choices = {both: operands, **{f"{_WORDS[name]} is": [name] for name in operands}}
     if "bias" in arrays:
         choices["input, weight and bias are"] = [*operands, "bias"]
     for says, chosen in choices.items():
@@ -116,17 +176,15 @@ def _crop(case: Case) -> tuple[Array, Array] | None:
     return samples, outputs
 
 
-def _square_distance(case: Case, problem: Problem, stored: str, crop: tuple[Array, Array] | None) -> tuple[float, int]:
-    """The sum of the squared distances of the candidate from a problem's true sums, and of how many elements."""
+def _off(case: Case, problem: Problem, stored: str, crop: tuple[Array, Array] | None) -> Array:
+    """The distances of the candidate, or of a crop of it, from a problem's true sums; infinite or NaN as they are."""
     candidate = case.candidate
     if crop is None:
         values = problem.exact(stored)
     else:
         candidate = candidate[np.ix_(*crop)]
         values = np.concatenate([part.exact(stored) for part in cropped(problem, *crop)], axis=1)
-    distance = candidate.astype(np.float64) - values
-    distance = distance[np.isfinite(distance)]
-    return float(np.sum(distance * distance)), distance.size
+    return np.asarray(candidate.astype(np.float64) - values)
 
 
 def rounded_output(case: Case) -> Iterator[Guess]:

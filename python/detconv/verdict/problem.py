@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias, cast
 
@@ -60,17 +61,33 @@ def on_cpu(value: Any) -> Any:
     return copied if isinstance(copied, np.ndarray) else value
 
 
+def view(value: Any, adopted: Array) -> Array | None:
+    """The caller's array as it lies in memory, if its elements are not packed in the order of its axes.
+
+    value: what the caller gave; adopted: the same as numbers, perhaps in memory of its own. bfloat16 of torch comes as
+    its bits, in uint16.
+    """
+    lies = value if isinstance(value, np.ndarray) else adopted
+    half = str(getattr(value, "dtype", ""))
+    if half in ("torch.float16", "torch.bfloat16"):
+        bits: Array = np.from_dlpack(value.detach().view(sys.modules["torch"].int16))
+        lies = bits.view(np.float16 if half == "torch.float16" else np.uint16)
+    return None if lies.flags.c_contiguous else lies
+
+
 @dataclass(frozen=True)
 class Problem:
     """One call of a pass, all but its summation: ``conv2d``, its gradients or ``conv_transpose2d``.
 
     arguments: as the function takes them, from its first array or size on; arrays are float32 or float64.
     given: the element type of the caller's arrays; half numbers are computed with as the float32 that they are.
+    views: the caller's arrays that are not packed, as they lie in memory: what a program may have read otherwise.
     """
 
     name: str
     arguments: tuple[Any, ...]
     given: str
+    views: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def of(name: str, *arguments: Any) -> Problem:
@@ -79,20 +96,22 @@ class Problem:
         Raises:
             TypeError: an argument is no array that detconv takes, or of another element type than the others.
         """
-        made, types = list(arguments), {}
+        made, types, views = list(arguments), {}, {}
         for i, argument in enumerate(_NAMES[name]):
             if argument.endswith("_size") or arguments[i] is None:
                 continue
             made[i], types[argument] = numbers(argument, arguments[i])
+            if (lies := view(arguments[i], made[i])) is not None:
+                views[argument] = lies
         (first, expected), *others = types.items()
         for argument, found in others:
             if found != expected:
                 raise TypeError(f"{argument} must have the element type of {first}, {expected}; got {found}")
-        return Problem(name, tuple(made), expected)
+        return Problem(name, tuple(made), expected, views)
 
     def __getattr__(self, name: str) -> Any:
         """An argument by its name."""
-        if name in ("name", "arguments", "given"):  # asked for while a copy is still being made
+        if name in ("name", "arguments", "given", "views"):  # asked for while a copy is still being made
             raise AttributeError(name)
         names = self._argument_names()
         if name not in names:

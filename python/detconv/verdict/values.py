@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from detconv.verdict.activations import ACTIVATIONS
 from detconv.verdict.case import Case, Expected, Guess, kernel_of
 from detconv.verdict.problem import Array
 from detconv.verdict.wires import permutation
@@ -193,26 +194,7 @@ def _number(factor: float, case: Case) -> str:
 
 
 def activated(case: Case) -> Iterator[Guess]:
-    def gelu(v: Array) -> Array:
-        return np.asarray(0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))))
-
-    functions: dict[str, Callable[[Array], Array]] = {
-        "ReLU": lambda v: np.maximum(v, 0),
-        "ReLU6": lambda v: np.clip(v, 0, 6),
-        "the absolute value": np.abs,
-        "a leaky ReLU (0.01)": lambda v: np.where(v > 0, v, 0.01 * v),
-        "a leaky ReLU (0.1)": lambda v: np.where(v > 0, v, 0.1 * v),
-        "a leaky ReLU (0.2)": lambda v: np.where(v > 0, v, 0.2 * v),
-        "tanh": np.tanh,
-        "a sigmoid": lambda v: 1 / (1 + np.exp(-v)),
-        "SiLU": lambda v: v / (1 + np.exp(-v)),
-        "GELU (tanh)": gelu,
-        "a clip to 0 ... 1": lambda v: np.clip(v, 0, 1),
-        "a clip to 0 ... 255": lambda v: np.clip(v, 0, 255),
-        "a clip to -1 ... 1": lambda v: np.clip(v, -1, 1),
-        "a rounding to integers": np.rint,
-    }
-    for name, function in functions.items():
+    for name, function in ACTIVATIONS.items():
 
         def then(e: Expected, function: Callable[[Array], Array] = function) -> Expected:
             values = function(e.values.astype(np.float64))

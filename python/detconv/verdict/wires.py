@@ -17,16 +17,18 @@ _MOST_NUMBERS = 1 << 22
 
 def rewired(case: Case) -> Iterator[Guess]:
     """Other input channels than the right ones meet the kernels: solve for the kernels of all channels, and compare."""
-    problem = case.problem
-    channels = problem.input.shape[1] if problem.name == "conv2d" else 0
+    problem, groups = case.problem, int(case.problem.groups)
+    operand, what = ("grad_output", "output") if problem.name == "conv2d_input" else ("input", "input")
+    array = getattr(problem, operand)
+    channels = array.shape[1]
     if channels < 2:
         return
-    for order in (_wires(case), *_usual(channels, int(problem.groups))):
+    for order in (_wires(case) if problem.name == "conv2d" else None, *_usual(channels, groups)):
         if order is not None and (order != np.arange(channels)).any():
-            says = f"the input channels are {permutation(order)}"
-            if int(problem.groups) > 1 and _keeps_groups(order, int(problem.groups)):
-                says = f"the groups meet each other's input channels: {permutation(order)}"
-            yield Guess(says, problem.having(input=np.ascontiguousarray(problem.input[:, order])))
+            says = f"the {what} channels are {permutation(order)}"
+            if _crosses_groups(order, groups):
+                says = f"the groups meet each other's {what} channels: {permutation(order)}"
+            yield Guess(says, problem.having(**{operand: np.ascontiguousarray(array[:, order])}))
 
 
 def _usual(channels: int, groups: int) -> Iterator[Array]:
@@ -109,10 +111,10 @@ def _kernels(patches: Array, outputs: Array) -> tuple[Array, bool]:
     return np.asarray(found.reshape(*shape, -1)), solved
 
 
-def _keeps_groups(order: Array, groups: int) -> bool:
-    """Whether each group has all channels of one group, in their order."""
-    blocks = order.reshape(groups, -1)
-    return bool((np.diff(blocks, axis=1) == 1).all() and (blocks[:, 0] % blocks.shape[1] == 0).all())
+def _crosses_groups(order: Array, groups: int) -> bool:
+    """Whether a channel is taken from another group."""
+    each = len(order) // groups
+    return bool((order // each != np.arange(len(order)) // each).any())
 
 
 def permutation(order: Array) -> str:
