@@ -15,13 +15,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test experiment bench lint format types symbols wheel sanitize test-emulated fuzz clean
+.PHONY: demo test test-machines experiment bench lint format types symbols wheel sanitize test-emulated fuzz clean
 
 demo: $(VENV)/package
 	detconv demo $(ARGS)
 
 test: $(VENV)/package $(VENV)/pretrained
 	DETCONV_PRETRAINED=$(VENV)/pretrained python -m pytest $(ARGS)
+
+# The tests that a machine could reach, where it is another: one processor, busy ones, older kernels, a strange path.
+test-machines: $(VENV)/package
+	.ci/conditions.sh $(ARGS)
 
 experiment: $(VENV)/package
 	python -m pip install --quiet 'detconv[examples]'
@@ -79,6 +83,7 @@ $(VENV)/torch:
 
 $(VENV)/package: $(VENV)/torch $(SOURCES)
 	python -m pip install --quiet '.[torch,plot,test]'
+	@python -c "import detconv; detconv.build_info()['openmp'] or print('Note: built without OpenMP, so detconv computes on one thread (same bits).')"
 	touch $@
 
 # A model that someone else trained, read from its wheel; the package itself asks for an older torch.

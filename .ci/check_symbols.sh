@@ -5,7 +5,7 @@
 set -euo pipefail
 
 checked=0
-for object in "$1"/CMakeFiles/kernels_*.dir/csrc/detconv/kernels.cpp.o; do
+for object in "$1"/csrc/detconv/CMakeFiles/kernels_*.dir/kernels.cpp.o; do
   isa=${object#*kernels_} isa=${isa%%.dir/*}
   own="^_Z(GV|TV|TT|TI|TS)?Z?NK?[RO]?7detconv${#isa}${isa}"
   # DW.ref.__gxx_personality_v0 is the compiler's pointer to the exception handler: data, the same in every object.
