@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-machines experiment bench lint format types symbols wheel sanitize test-emulated fuzz clean
+.PHONY: demo test test-machines experiment bench lint format types symbols recompile wheel sanitize test-emulated fuzz clean
 
 demo: $(VENV)/package
 	detconv demo $(ARGS)
@@ -53,6 +53,10 @@ types: $(VENV)/tools
 symbols: $(VENV)/package
 	.ci/check_symbols.sh build/cp*
 
+# One changed source is one source to compile: pip's isolated environments must not cost the others their objects.
+recompile: $(VENV)/package
+	.ci/recompile.sh
+
 # libgomp stays outside the wheel: a second copy beside torch's would be a second OpenMP runtime in the process.
 wheel: $(VENV)/tools
 	rm -rf build/wheel dist
@@ -83,7 +87,7 @@ $(VENV)/torch:
 
 $(VENV)/package: $(VENV)/torch $(SOURCES)
 	python -m pip install --quiet '.[torch,plot,test]'
-	@python -c "import detconv; detconv.build_info()['openmp'] or print('Note: built without OpenMP, so detconv computes on one thread (same bits).')"
+	@detconv info | grep '^openmp .*no:' || true  # pip shows nothing of what CMake says of it
 	touch $@
 
 # A model that someone else trained, read from its wheel; the package itself asks for an older torch.

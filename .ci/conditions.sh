@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 root=$PWD
-elsewhere="$root/build/other földer"
+folder="$root/build/other földer"
 
 older() { # one processor, and everything held to the oldest code that it has
   OPENBLAS_CORETYPE=Nehalem DETCONV_ISA=baseline OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default \
@@ -50,13 +50,13 @@ second_oldest_kernels() {
 }
 
 elsewhere() { # the tests and the packages, torch among them, under a path that compilers and shells trip over
-  rm -rf "$elsewhere"
-  mkdir -p "$elsewhere/témp"
+  rm -rf "$folder"
+  mkdir -p "$folder/témp"
   local name
   for name in .venv README.md bench docs examples pyproject.toml python tests; do
-    ln -s "$root/$name" "$elsewhere/$name"
+    ln -s "$root/$name" "$folder/$name"
   done
-  (cd "$elsewhere" && PATH="$elsewhere/.venv/bin:$PATH" TMPDIR="$elsewhere/témp" python -m pytest -p no:cacheprovider "$@")
+  (cd "$folder" && PATH="$folder/.venv/bin:$PATH" TMPDIR="$folder/témp" python -m pytest -p no:cacheprovider "$@")
 }
 
 conditions=(older busy elsewhere)

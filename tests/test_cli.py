@@ -9,7 +9,7 @@ from importlib import metadata
 import pytest
 
 import detconv
-from detconv import _core, cli
+from detconv import _core, cli, config
 from detconv.testing import instruction_set
 
 
@@ -40,6 +40,17 @@ def test_info_as_a_module_and_without_importing_torch() -> None:
     assert table(done.stdout)["version"] == detconv.__version__
     code = "import sys; from detconv.cli import main; main(['info']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
+
+
+def test_a_build_without_openmp_is_said_to_be_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = {**detconv.build_info(), "openmp": False}
+    monkeypatch.setattr(config, "build_info", lambda: without)
+    assert cli.main(["info"]) == 0
+    assert table(capsys.readouterr().out)["openmp"] == (
+        "no: compiled without OpenMP, so that every call computes on one thread (same bits)"
+    )
 
 
 def test_version() -> None:

@@ -27,6 +27,8 @@ from bits import DTYPES, METHODS, PATIENCE, Array, Layer, assert_same_bits, made
 from detconv import _core
 from detconv.testing import instruction_set
 
+pytestmark = pytest.mark.machine
+
 INSTRUCTION_SETS: list[str] = detconv.build_info()["instruction_sets_usable"]  # type: ignore[assignment]
 Result = TypeVar("Result")
 

@@ -23,6 +23,8 @@ import pytest
 import detconv
 from bits import DTYPES, METHODS, PATIENCE, Array, Layer, assert_same_bits, made, sha256
 
+pytestmark = pytest.mark.machine
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 

@@ -37,10 +37,12 @@ def get_num_threads() -> int:
 def as_lines(entries: Mapping[str, object]) -> str:
     """Names and values in two aligned columns."""
     width = max(map(len, entries))
-    return "\n".join(f"{name:<{width}}  {_as_text(value)}" for name, value in entries.items())
+    return "\n".join(f"{name:<{width}}  {_as_text(name, value)}" for name, value in entries.items())
 
 
-def _as_text(value: object) -> str:
+def _as_text(name: str, value: object) -> str:
+    if name == "openmp" and value is False:
+        return "no: compiled without OpenMP, so that every call computes on one thread (same bits)"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):
