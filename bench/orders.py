@@ -293,7 +293,10 @@ BEFORE = """# Orders in use
 In which order the convolutions of torch, NumPy, SciPy, ONNX Runtime and JAX add their products, as `detconv.reveal`
 found it: each order below was replayed by detconv on random values, and **every output had the same bits**, in enough
 trials to rule out luck. The page is made by [`bench/orders.py`](../bench/orders.py); an order holds for its key,
-which is the library and its version, the instruction set, the number of threads, the memory layout and the shape.
+which is the library and its version, the instruction set, the number of threads, the memory layout and the shape. The
+tables below were made on the processor that they name: yours may well have other orders, since NumPy's BLAS and oneDNN
+choose their code by the processor. `make demo` reveals those of torch and NumPy on your machine for one layer, and
+`detconv reveal` for any.
 
 ## How an order is found
 
