@@ -458,6 +458,40 @@ def test_other_devices_are_reported_from_inside_of_backward() -> None:
         from_a_hook(lambda: functional.conv2d(x, w, b))
 
 
+def test_tensors_that_are_not_dense_are_reported_from_inside_of_backward() -> None:
+    x, w, b = operands()
+    packed = x.to_mkldnn()
+    for caller in (from_python, from_a_hook):
+        with detconv.override(SUMMATION), pytest.warns(NotOverridden, match="not dense"):
+            assert caller(lambda: functional.conv2d(packed, w, b)).layout is torch._mkldnn
+
+
+@pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0)])
+def test_under_vmap(dims: tuple[Any, Any]) -> None:
+    """Each call's output and gradients, where every call has its own."""
+    for problem in problems("conv2d", 20):
+        geometry = problem.stride, problem.padding, problem.dilation, problem.groups
+        x = torch.stack([problem.input, -2 * problem.input, problem.input.flip(0)])
+        w = torch.stack([problem.weight, problem.weight.flip(0), 3 * problem.weight])
+        batches = [t if dim == 0 else t[0] for t, dim in zip((x, w), dims, strict=True)]
+        calls = [[t[i] if dim == 0 else t[0] for t, dim in zip((x, w), dims, strict=True)] for i in range(3)]
+
+        def convolve(x: Any, w: Any, geometry: Any = geometry) -> Any:
+            return functional.conv2d(x, w, None, *geometry)
+
+        def loss(x: Any, w: Any, call: Any = convolve) -> Any:
+            return call(x, w).square().sum()
+
+        with detconv.override(SUMMATION, strict=True):
+            outputs = torch.vmap(convolve, dims)(*batches)
+            gradients = torch.vmap(torch.func.grad(loss, (0, 1)), dims)(*batches)
+            one_by_one = [torch.func.grad(loss, (0, 1))(*tensors) for tensors in calls]
+        expected = [detconv.conv2d(*tensors, None, *geometry, summation=SUMMATION) for tensors in calls]
+        assert torch.equal(outputs, torch.stack(expected))
+        for found, each in zip(gradients, zip(*one_by_one, strict=True), strict=True):
+            assert torch.equal(found, torch.stack(each))
+
+
 # ---- Nothing is left behind ----
 
 

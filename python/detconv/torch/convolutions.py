@@ -7,7 +7,7 @@ say why they are not. A function is named without the namespace ``aten``, and st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -262,13 +262,18 @@ ELSEWHERE = {
 # Those that only prepare a weight.
 NO_CONVOLUTION = {"mkldnn_reorder_conv2d_weight", "mkldnn_reorder_conv3d_weight"}
 
-# Where the others' functions come by on their way to another device.
-_OTHER_DEVICES = ("AutogradCUDA", "AutogradXPU", "AutogradMPS", "AutogradMeta")
+# Where tensors come by that are on other devices, or not dense (``Tensor.to_mkldnn``), to be reported.
+_OTHER_TENSORS = ("AutogradCUDA", "AutogradXPU", "AutogradMPS", "AutogradMeta", "AutogradOther")
 
 
 def keys_of_overloads() -> dict[str, tuple[str, ...]]:
     """The dispatch keys at which each overload is met."""
-    return {name: keys for name in (*COMPUTED, *REPORTED) for name, keys in _keys(name)}
+    return {name: keys for function in packets((*COMPUTED, *REPORTED)) for name, keys in _keys(function)}
+
+
+def packets(functions: Iterable[str]) -> dict[str, Any]:
+    """torch's objects for the functions, of those that this version of torch has."""
+    return {name: getattr(torch.ops.aten, name) for name in functions if hasattr(torch.ops.aten, name)}
 
 
 def _keys(function: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -284,7 +289,7 @@ def _keys(function: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCPU"):
             keys += ("AutocastCPU",)
         if name in ("convolution", "convolution_backward"):
-            keys += _OTHER_DEVICES
+            keys += _OTHER_TENSORS
         yield name, keys
 
 

@@ -29,8 +29,8 @@ class NotOverridden(UserWarning):
 def _python_functions() -> dict[Any, str]:
     """The functions that Python code calls, and their names."""
     found: dict[Any, str] = {}
-    for name in (*convolutions.COMPUTED, *convolutions.SPLIT, *convolutions.REPORTED):
-        packet = getattr(torch.ops.aten, name)
+    tables = convolutions.COMPUTED, convolutions.SPLIT, convolutions.REPORTED
+    for name, packet in convolutions.packets(name for table in tables for name in table).items():
         spaces = (torch, torch.nn.functional, torch._C._nn)
         theirs = [getattr(space, name) for space in spaces if hasattr(space, name)]
         found |= dict.fromkeys([*theirs, packet, *(getattr(packet, overload) for overload in packet.overloads())], name)
