@@ -306,6 +306,14 @@ def test_another_convolution_is_named_and_not_searched(name: str, seed: int) -> 
         detconv.conv2d(x, w, b, **geometry, summation=r)
 
 
+def test_another_convolution_is_named_where_no_single_output_proves_it() -> None:
+    """The bound of a sum of 8,000 terms is larger than most biases; that of all outputs together is not."""
+    shapes = (1, 8_000, 2, 2), (3, 8_000, 1, 1)
+    r = detconv.reveal(lambda x, w, b: detconv.conv2d(x, w), *shapes)
+    assert r.status == "mistake"
+    assert "bias is missing" in r.reason
+
+
 def test_another_gradient_is_named() -> None:
     shape, kernel = SQUARE
     r = detconv.reveal(lambda w, g: detconv.conv2d_input(shape, turned(w), g), shape, kernel, pass_="input_gradient")
@@ -734,6 +742,15 @@ def test_arguments_are_checked(change: dict[str, Any], match: str) -> None:
     arguments = {"input_shape": SHAPES[0], "weight_shape": SHAPES[1]} | change
     with pytest.raises(ValueError, match=match):
         detconv.reveal(box("naive"), **arguments)
+
+
+def test_a_list_of_one_is_for_both_axes() -> None:
+    """As the engine takes it; a file may have it too."""
+    one: Any = {"stride": (2,), "padding": [1], "dilation": [1]}
+    r = detconv.reveal(box("naive", stride=2, padding=1), *SHAPES, **one)
+    assert r.geometry == passes.Geometry.of(*SHAPES, stride=2, padding=1)
+    x, w, b = arrays_for(r)
+    assert_same_bits(detconv.conv2d(x, w, b, **one, summation=r), box("naive", stride=2, padding=1)(x, w, b))
 
 
 def test_a_keyboard_interrupt_ends_it() -> None:

@@ -22,12 +22,14 @@ def mistaken(trials: Trials) -> tuple[str, str]:
     many outputs no order of additions gives, or "" where there are none."""
     geometry = trials.data.geometry
     verdict = judge_problem(trials.result(0), _problem(geometry, *trials.operands(0)), geometry.dtype)
-    if not verdict.counts["mistake"]:
+    if verdict.status not in ("unlikely", "mistake"):
         return "", ""
-    beyond = (
-        f"{verdict.counts['mistake']} of {verdict.exact.size} outputs are further from the true sums than any order "
-        f"of additions in {geometry.dtype} can carry them"
-    )
+    count, beyond = verdict.counts["mistake"], ""
+    if count:
+        beyond = (
+            f"{count} of {verdict.exact.size} outputs are further from the true sums than any order of additions in "
+            f"{geometry.dtype} can carry them"
+        )
     return "" if geometry.transposed else _named(verdict.diagnosis), beyond
 
 

@@ -93,7 +93,7 @@ class Geometry:
                 "pass_ must be forward with transposed=True; a gradient of a transposed convolution is a convolution "
                 f"of grad_output, or the weight gradient of one: reveal it as such; got {quoted(pass_)}"
             )
-        if not transposed and output_padding not in (0, (0, 0), [0, 0]):
+        if not transposed and output_padding not in (0, (0,), (0, 0), [0], [0, 0]):
             raise ValueError(f"output_padding must be 0 without transposed=True; got {quoted(output_padding)}")
         # The engine checks and computes the sizes: of no samples at all, and of weights that take no memory.
         none_of = (0, *shapes[0][1:])
@@ -204,7 +204,8 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _pair(value: int | Pair) -> Pair:
-    return (int(value[0]), int(value[1])) if isinstance(value, tuple | list) else (int(value), int(value))
+    """As the engine takes one, which has checked it: a list of one is for both axes."""
+    return (int(value[0]), int(value[-1])) if isinstance(value, tuple | list) else (int(value), int(value))
 
 
 class Axis(NamedTuple):

@@ -27,7 +27,7 @@ STATUSES = {
     "partial": "the orders of some outputs were found, not of all, or time ran out before luck was ruled out",
     "transform": "an output depends on pixels that its window misses: Winograd's algorithm, an FFT or the like",
     "nondeterministic": "the same call gave different bits",
-    "mistake": "no order gives these outputs: they are those of another convolution than the one that was asked for",
+    "mistake": "the outputs are those of another convolution than the one that was asked for",
     "not_a_tree": "no tree of additions gives these bits: compensated, exact or low-precision sums, say",
 }
 _CALLS = {"forward": "conv2d", "input_gradient": "conv2d_input", "weight_gradient": "conv2d_weight"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -41,8 +42,10 @@ def read(text: str) -> Any:
     if reader is None:
         raise ValueError(f"{shown}: the name of a file must end in {', '.join(_READERS)}")
     try:
-        names, get = reader(path)
-        return get(_chosen(shown, names, key))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # libraries warn of what is odd about a file before they fail
+            names, get = reader(path)
+            return get(_chosen(shown, names, key))
     except (ImportError, _Choice):
         raise
     except Exception as error:  # every library has its own for a damaged file
