@@ -301,19 +301,21 @@ choose their code by the processor. `make demo` reveals those of torch and NumPy
 ## How an order is found
 
 1. **Does it repeat?** The same call, three times. If bits differ: `nondeterministic`.
-2. **Does an output depend on its window alone?** 2^60 at one pixel, then another. If an output that does not look
+2. **Is it this convolution?** Its outputs are judged: a kernel that is transposed, a bias or a stride that is left
+   out, another border are `mistake`, with what the function computes instead. Its arithmetic plays no part here.
+3. **Does an output depend on its window alone?** 2^60 at one pixel, then another. If an output that does not look
    there changes: `transform` (Winograd's algorithm, an FFT).
-3. **Probes.** The image is all ones; the weights of each output channel are a probe: M = 2^100, -M and ones. M
+4. **Probes.** The image is all ones; the weights of each output channel are a probe: M = 2^100, -M and ones. M
    absorbs what is added before the two meet, so the result counts the terms outside their lowest common ancestor.
    Breadth first, one pivot against all others, that gives the tree (FPRev, USENIX ATC 2025, for sums and matrix
    products). More probes tell whether a product is fused, and whether a partial sum is kept in double. If no tree
    answers so: `not_a_tree`.
-4. **Replay.** The tree, as a text in the order language, runs in detconv's engine on random values against all
+5. **Replay.** The tree, as a text in the order language, runs in detconv's engine on random values against all
    outputs of the real shape. Where bits differ, the next order is looked for: the last rows of a blocked loop, say.
    Half of the trials are standard normal; in the others each row has a pair of huge numbers that cancel, which tells
    orders apart that nearly always agree. There are so many trials that an order which agrees as often as others in
    common use do by luck would pass with a probability below 10^-6 over all outputs.
-5. `exact` is said when all outputs have passed all trials, `partial` when some have, or when time ran out.
+6. `exact` is said when all outputs have passed all trials, `partial` when some have, or when time ran out.
 
 What this does not say: infinities, NaN and the sign of zeros may be treated otherwise (detconv's zero is +0); terms
 of the padding are left out by some and added by others, which changes no sum of finite numbers.

@@ -67,6 +67,9 @@ TEXTS: dict[str, Callable[[str], object]] = {
     "dtype": lambda text: detconv.reveal(print, X.shape, W.shape, dtype=text),
     "layout": lambda text: detconv.reveal(print, X.shape, W.shape, layout=text),
     "arrays": lambda text: detconv.reveal(print, X.shape, W.shape, arrays=text),
+    "judge": lambda text: detconv.judge(X, X, W, dtype=text),
+    "judged products": lambda text: detconv.judge(X, X, W, dtype=f"float32/{text}"),
+    "transposed padding": lambda text: detconv.judge(X, X, W, padding=text, transposed=True),
     "file": lambda text: files.read(text + ".npy"),
 }
 

@@ -26,6 +26,7 @@ from detconv.catalogue import KNOWN_ORDERS, KnownOrder
 from detconv.console import WIDTH, progress, wrapped
 from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, plain
 from detconv.functional import conv2d
+from detconv.quoting import quoted
 from detconv.revealing import STATUSES, Reveal, RevealedOrder, reveal
 from detconv.routes import NUMPY, Array, Layer, Route, loops, torch_routes
 
@@ -474,9 +475,9 @@ COLORS = {LOOPS: VERMILION, "NumPy": ORANGE, TORCH: BLUE, "detconv": GREEN}
 def _picture_path(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf; got {quoted(text)}")
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be in a directory that exists; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be in a directory that exists; got {quoted(text)}")
     return path
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from detconv.quoting import quoted
+
 try:
     import torch
 except ImportError as error:
@@ -113,7 +115,7 @@ class ConvTranspose2d(_Summed, torch.nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.padding_mode != "zeros":  # possible where a layer was changed after it was made
-            raise ValueError(f"padding_mode must be 'zeros' for ConvTranspose2d; got {self.padding_mode!r}")
+            raise ValueError(f"padding_mode must be 'zeros' for ConvTranspose2d; got {quoted(self.padding_mode)}")
         stride, padding, kernel, dilation = _lists(self.stride, self.padding, self.kernel_size, self.dilation)
         output_padding = self._output_padding(input, output_size, stride, padding, kernel, 2, dilation)
         geometry: Any = [stride, padding, output_padding, self.groups, dilation]

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
+from detconv.quoting import quoted
 from detconv.summation import Summation
 
 Array = NDArray[Any]
@@ -403,7 +404,9 @@ def explicit(text: str, terms: Terms, bias_terms: Terms, zero: Array) -> Array:
 
     def see(name: str) -> None:
         if name not in unseen:
-            raise ValueError(f"summation: {name} appears twice or is not one of {len(terms)} terms in order {text!r}")
+            raise ValueError(
+                f"summation: {name} appears twice or is not one of {len(terms)} terms in order {quoted(text)}"
+            )
         unseen.remove(name)
 
     def chain(at: int, offset: int, s: Array) -> tuple[int, Array]:
@@ -430,7 +433,7 @@ def explicit(text: str, terms: Terms, bias_terms: Terms, zero: Array) -> Array:
     _, total = chain(0, 0, zero)
     missing = unseen if bias_terms else unseen - {"bias"}
     if missing:
-        raise ValueError(f"summation: {min(missing)} does not appear in order {text!r}")
+        raise ValueError(f"summation: {min(missing)} does not appear in order {quoted(text)}")
     return total
 
 

@@ -21,6 +21,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from detconv import functional
+from detconv.quoting import quoted
 from detconv.summation import Summation
 from detconv.torch import batching, gradients, shapes
 from detconv.torch.tensors import HALF_TYPES, TENSORS
@@ -115,7 +116,7 @@ def _checked(
         total = [d * (kernel - 1) for d, kernel in zip(spread, weight_size[2:], strict=True)]
         border, extra = [t // 2 for t in total], (total[0] % 2, total[1] % 2)
     else:
-        raise ValueError(f'padding must be an int, a pair of ints, "same" or "valid"; got {padding!r}')
+        raise ValueError(f'padding must be an int, a pair of ints, "same" or "valid"; got {quoted(padding)}')
     return (steps, border, spread, _int("groups", groups), text_of(summation)), extra
 
 
@@ -128,15 +129,15 @@ def _pair(name: str, value: Pair) -> list[int]:
         return [value, value]
     values = list(value) if isinstance(value, tuple | list) else [value]
     if len(values) not in (1, 2):
-        raise ValueError(f"{name} must be an int or a pair of ints (height, width); got {value!r}")
+        raise ValueError(f"{name} must be an int or a pair of ints (height, width); got {quoted(value)}")
     return [_int(name, v, "an int or a pair of ints (height, width)") for v in (values * 2)[:2]]
 
 
 def _sizes(name: str, value: Sizes) -> list[int]:
     if not isinstance(value, tuple | list):
-        raise TypeError(f"{name} must be a sequence of ints; got {value!r}")
+        raise TypeError(f"{name} must be a sequence of ints; got {quoted(value)}")
     if len(value) not in (3, 4):
-        raise ValueError(f"{name} must have 4 dimensions, or 3 without samples; got {value!r}")
+        raise ValueError(f"{name} must have 4 dimensions, or 3 without samples; got {quoted(value)}")
     return [_int(name, v, "a sequence of ints") for v in value]
 
 
@@ -144,7 +145,7 @@ def _int(name: str, value: Any, valid: str = "an int") -> int:
     if type(value) is int:
         return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be {valid}; got {value!r}")
+        raise TypeError(f"{name} must be {valid}; got {quoted(value)}")
     if isinstance(value, torch.SymInt):  # a size that torch.compile keeps open must stay so
         return value  # type: ignore[return-value]
     number: int = value.__index__()

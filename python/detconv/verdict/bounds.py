@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from detconv.quoting import quoted
+
 Array = NDArray[np.float64]
 
 # The probability with which rounding errors, if they are random, stay within a probable bound.
@@ -84,7 +86,8 @@ class Claim:
         first, slash, second = str(text).partition("/")
         if first not in FORMATS or (slash and second not in FORMATS):
             raise ValueError(
-                f"dtype must be ACCUMULATOR or PRODUCTS/ACCUMULATOR, each one of {', '.join(FORMATS)}; got {text!r}"
+                f"dtype must be ACCUMULATOR or PRODUCTS/ACCUMULATOR, each one of {', '.join(FORMATS)}; got "
+                f"{quoted(text)}"
             )
         if slash:
             return Claim(second, first)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detconv.console import wrapped
+from detconv.quoting import quoted
 from detconv.verdict import files
 from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim
 from detconv.verdict.judge import Verdict, judge, judge_input_gradient, judge_weight_gradient
@@ -139,7 +140,7 @@ def _pair(text: str) -> int | tuple[int, int]:
         return numbers[0]
     if len(numbers) == 2:
         return numbers[0], numbers[1]
-    raise argparse.ArgumentTypeError(f"must be one whole number, or two with a comma between them; got {text!r}")
+    raise argparse.ArgumentTypeError(f"must be one whole number, or two with a comma between them; got {quoted(text)}")
 
 
 def _claim(text: str) -> str:
@@ -156,5 +157,5 @@ def _padding(text: str) -> int | tuple[int, int] | str:
 def _page_path(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a file in a directory that exists; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a file in a directory that exists; got {quoted(text)}")
     return path

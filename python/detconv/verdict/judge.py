@@ -12,6 +12,7 @@ import numpy as np
 
 from detconv import _core
 from detconv.arrays import Array as AnyArray
+from detconv.quoting import quoted
 from detconv.verdict import bounds
 from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim, rounded
 from detconv.verdict.problem import Array, Problem, numbers, on_cpu
@@ -161,7 +162,7 @@ class Verdict:
             ValueError: no such status.
         """
         if status not in STATUSES:
-            raise ValueError(f"status must be one of {', '.join(STATUSES)}; got {status!r}")
+            raise ValueError(f"status must be one of {', '.join(STATUSES)}; got {quoted(status)}")
         return np.nonzero(self.codes == STATUSES.index(status))
 
     def explain(self) -> str:
@@ -323,7 +324,7 @@ def judge_bias_gradient(
         ValueError, TypeError: as ``judge``; also an unknown operator.
     """
     if operator not in _BIAS_PASSES:
-        raise ValueError(f"operator must be one of {', '.join(_BIAS_PASSES)}; got {operator!r}")
+        raise ValueError(f"operator must be one of {', '.join(_BIAS_PASSES)}; got {quoted(operator)}")
     problem = Problem.of(_BIAS_PASSES[operator], grad_output)
     return judge_problem(candidate, problem, dtype, confidence)
 
@@ -351,11 +352,11 @@ def forward_problem(
     """
     if transposed:
         if isinstance(padding, str):
-            raise ValueError(f"padding must be one or two whole numbers where transposed; got {padding!r}")
+            raise ValueError(f"padding must be one or two whole numbers where transposed; got {quoted(padding)}")
         geometry = stride, padding, output_padding, groups, dilation
         return Problem.of("conv_transpose2d", input, weight, bias, *geometry)
     if output_padding not in (0, (0, 0), [0, 0]):
-        raise ValueError(f"output_padding must be 0 unless transposed=True; got {output_padding!r}")
+        raise ValueError(f"output_padding must be 0 unless transposed=True; got {quoted(output_padding)}")
     return Problem.of("conv2d", input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -367,7 +368,7 @@ def judge_problem(
     values, container = numbers("candidate", on_cpu(candidate))
     claim = claimed(problem, container, dtype)
     if not 0 <= confidence < 1:
-        raise ValueError(f"confidence must be at least 0 and less than 1; got {confidence!r}")
+        raise ValueError(f"confidence must be at least 0 and less than 1; got {quoted(confidence)}")
 
     stored = kept(values, container, problem)
     problem = problem.in_double() if stored == "float64" else problem
