@@ -20,6 +20,7 @@ from detconv.testing import instruction_set
 
 torch = pytest.importorskip("torch")
 
+import detconv.nn  # noqa: E402
 from detconv.torch import tensors  # noqa: E402
 
 if tensors._conv2d is None:
@@ -68,11 +69,13 @@ def assert_same_tensor(actual: Any, expected: Any) -> None:
     for name in ("stride", "storage_offset", "is_inference", "is_neg", "is_pinned", "is_contiguous", "_is_view"):
         assert getattr(actual, name)() == getattr(expected, name)(), name
     assert actual.untyped_storage().nbytes() == expected.untyped_storage().nbytes()
-    assert actual.untyped_storage().resizable() == expected.untyped_storage().resizable()
+    assert actual.untyped_storage().resizable()
+    assert expected.untyped_storage().resizable()
     assert torch._C._dispatch_keys(actual) == torch._C._dispatch_keys(expected)
     if not actual.is_inference():
         assert actual._version == expected._version
-    assert_same_bits(actual.detach().numpy(), expected.detach().numpy())
+    # Of copies: numpy() ends that a storage can be resized.
+    assert_same_bits(actual.detach().clone().numpy(), expected.detach().clone().numpy())
 
 
 def outcome(call: Callable[..., Any], given: dict[str, Any], **options: Any) -> object:
@@ -114,7 +117,6 @@ def test_plain_tensors(dtype: type, layout: str, argument: str, taken: Taken) ->
     assert taken == [True]
     assert_same_tensor(output, usual(**given, padding=1))
     assert output.data_ptr() % 64 == 0
-    assert output.numpy().flags.writeable
     output.zero_()
 
 
@@ -312,7 +314,7 @@ def test_watchers_see_the_call(taken: Taken) -> None:
     assert any("detconv" in name for name in seen)
     assert_same_tensor(output, expected)
     outputs = torch.vmap(lambda image: detconv.conv2d(image, given["weight"], given["bias"]))(given["input"])
-    assert_same_bits(outputs.numpy(), expected.numpy())
+    assert_same_bits(outputs.clone().numpy(), expected.clone().numpy())
     graph = torch.fx.experimental.proxy_tensor.make_fx(lambda image: detconv.conv2d(image, given["weight"]))
     assert "detconv" in graph(given["input"]).code
     derivative = torch.func.grad(lambda image: detconv.conv2d(image, given["weight"]).sum())(given["input"])
@@ -407,7 +409,88 @@ def test_inputs_are_only_read(change: Callable[[Any], Any]) -> None:
     for t, copy in zip(given, copies, strict=True):
         assert torch.equal(t, copy)
         assert t._version == 0
-        t.resize_(0)  # not held by a view
+        t.resize_(t.numel() + 1)  # not held by a view
+
+
+def resizable(tensor: Any) -> bool:
+    return bool(tensor.untyped_storage().resizable())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, from forward_ad
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_storages_stay_resizable(dtype: Any) -> None:
+    """As torch's own are: those of arguments, outputs and gradients, after every call."""
+    g = torch.from_numpy(made((2, 6, 4, 4), np.float32, 5)).to(dtype)
+    x, w, b = (t.to(dtype).clone() for t in arguments().values())
+    g = g.clone()
+    empty = x[:0].clone()
+    reads: list[Callable[[], Any]] = [
+        lambda: detconv.conv2d(x, w, b),
+        lambda: detconv.conv2d(x.flip(0), w, summation="exact"),
+        lambda: detconv.conv2d(x[0], w, b, padding="same"),
+        lambda: detconv.conv2d(x.contiguous(memory_format=torch.channels_last), w, b),
+        lambda: detconv.conv2d(empty, w, b),
+        lambda: detconv.conv2d_input(x.shape, w, g),
+        lambda: detconv.conv2d_weight(x, w.shape, g),
+        lambda: detconv.conv2d_bias(g),
+        lambda: detconv.conv_transpose2d(g, w, stride=2),
+        lambda: torch.ops.detconv.conv2d(x, w, b, [1, 1], [0, 0], [1, 1], 1, "pairwise"),
+        lambda: torch.autograd.grad(detconv.conv2d(*(t.requires_grad_() for t in (x, w, b))).sum(), (x, w, b)),
+        lambda: torch.func.jvp(lambda t: detconv.conv2d(t, w, b), (x,), (x,)),
+        lambda: torch.vmap(lambda t: detconv.conv2d(t, w, b))(x),
+    ]
+    for read in reads:
+        found = read()
+        for output in found if isinstance(found, tuple) else (found,):
+            assert resizable(output)
+        for given in (x, w, b, g, empty):
+            assert resizable(given)
+            given.requires_grad_(False)
+
+
+def test_what_only_reads_tensors_leaves_them_resizable() -> None:
+    x, w = (t.clone() for t in (arguments()["input"], arguments()["weight"]))
+    y = detconv.conv2d(x, w)
+    buffer = torch.empty(0)
+
+    def into_a_buffer(image: Any, weight: Any, bias: Any = None) -> Any:
+        out = torch.nn.functional.conv2d(image, weight)
+        return torch.cat([out], out=buffer) if buffer.shape == out.shape else torch.cat([out], out=buffer.resize_(0))
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, (3, 2)))
+    other = torch.nn.Sequential(torch.nn.Conv2d(4, 6, (3, 2)))
+    layer_weights = [*model.parameters(), *other.parameters()]
+    reads: dict[str, Callable[[], Any]] = {
+        "judge": lambda: detconv.judge(y, x, w),
+        "diagnose": lambda: detconv.diagnose(y + 1, x, w),
+        "judge_weight_gradient": lambda: detconv.judge_weight_gradient(w, x, w.shape, y),
+        "weights_sha256": lambda: detconv.weights_sha256(model),
+        "compare_models": lambda: detconv.compare_models(model, other, x),
+        "reveal": lambda: detconv.reveal(
+            into_a_buffer, input_shape=(1, 2, 3, 3), weight_shape=(2, 2, 2, 2), arrays="torch", bias=False
+        ),
+    }
+    for name, read in reads.items():
+        read()
+        for tensor in (x, w, y, buffer, *layer_weights):
+            assert resizable(tensor), name
+    torch.cat([x, x], out=y.resize_(0))
+    assert y.shape[0] == 4
+
+
+def test_a_weight_that_is_freed_between_passes() -> None:
+    """As fully_shard does: it frees the storage of gathered parameters and fills it again before the backward pass."""
+    layer = detconv.nn.Conv2d(4, 6, (3, 2))
+    image = arguments()["input"]
+    expected = torch.autograd.grad(layer(image).square().sum(), layer.weight)[0]
+    output, kept, storage = layer(image), layer.weight.detach().clone(), layer.weight.untyped_storage()
+    size = storage.nbytes()
+    storage.resize_(0)
+    with pytest.raises(TypeError, match=r"^weight must be a tensor with memory of its own"):
+        layer(image)
+    storage.resize_(size)
+    layer.weight.data.copy_(kept)  # unseen by autograd, as there
+    assert torch.equal(torch.autograd.grad(output.square().sum(), layer.weight)[0], expected)
 
 
 # Which torch ----------------------------------------------------------------------------------------------------------
@@ -444,6 +527,7 @@ def test_interfaces() -> None:
 @pytest.mark.parametrize("other", ["negated", "meta", "float64", "gradient", "no samples", "subclass"])
 def test_torch_without_the_interface(argument: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "_conv2d", None)
+    monkeypatch.setattr(tensors, "_read", None)
     given = arguments()
     assert_same_tensor(detconv.conv2d(**given), usual(**given))
     given[argument] = OTHERS[other](given[argument])

@@ -2,11 +2,14 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "arguments.hpp"
 #include "detconv/narrow.hpp"
+#include "execution.hpp"
 #include "operands.hpp"
 #include "register.hpp"
 
@@ -41,18 +44,48 @@ View<const T> view(const py::array& array) {
                    py::ssize_t(sizeof(T)));
 }
 
-// The result as an array, without N where the input had none.
+// An array in memory of its own, aligned as torch's tensors are: what comes next may choose its code, and so its bits,
+// by the alignment.
 template <class T>
-py::array array_of(Result<T> result, bool batched) {
-    for (Index& stride : result.strides) stride *= Index(sizeof(T));
-    const int first = batched ? 0 : 1;
-    T* const data = result.memory.get();
-    const py::capsule owner(data, [](void* memory) { std::free(memory); });
-    result.memory.release();
-    return py::array_t<T>(py::array::ShapeContainer(result.shape.begin() + first, result.shape.end()),
-                          py::array::StridesContainer(result.strides.begin() + first, result.strides.end()), data,
-                          owner);
+py::array allocated(std::vector<py::ssize_t> shape, std::vector<py::ssize_t> strides) {
+    constexpr std::size_t alignment = 64;
+    std::size_t bytes = sizeof(T);
+    for (const py::ssize_t size : shape) bytes *= static_cast<std::size_t>(size);
+    void* const memory = std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment);
+    if (memory == nullptr) throw std::bad_alloc();
+    const py::capsule owner(memory, [](void* pointer) { std::free(pointer); });
+    for (py::ssize_t& stride : strides) stride *= py::ssize_t(sizeof(T));
+    return py::array_t<T>(std::move(shape), std::move(strides), static_cast<const T*>(memory), owner);
 }
+
+// The array for a result of the last `axes` of these sizes: one that empty(shape, strides in elements, dtype) makes,
+// where the caller's library has memory of its own kind, or else ours.
+template <class T>
+py::array array_for(const Shape4& shape, const Shape4& strides, std::size_t axes, const py::object& empty) {
+    const auto first = static_cast<std::ptrdiff_t>(4 - axes);
+    if (empty.is_none())
+        return allocated<T>({shape.begin() + first, shape.end()}, {strides.begin() + first, strides.end()});
+    const py::tuple sizes = tuple_of(shape, axes);
+    const py::object made = empty(sizes, tuple_of(strides, axes), name_of_type<T>);
+    if (!py::isinstance<py::array_t<T>>(made) || !py::object(made.attr("shape")).equal(sizes))
+        throw py::type_error("empty must return an array of the shape and dtype that it is called with; got " +
+                             text(py::type::of(made)));
+    return py::reinterpret_borrow<py::array>(made);
+}
+
+// Where a pass writes its result: (N, C, H, W), without N where the input had none.
+template <class T>
+struct Result {
+    py::array array;
+
+    Result(const Shape4& shape, bool channels_last, bool batched, const py::object& empty)
+        : array(array_for<T>(shape, packed(shape, channels_last), batched ? 4 : 3, empty)) {}
+
+    View<T> view() {
+        return view_of(static_cast<T*>(array.mutable_data()), array.ndim(), array.shape(), array.strides(),
+                       py::ssize_t(sizeof(T)));
+    }
+};
 
 // (N, C, H, W) or (C, H, W).
 template <class T>
@@ -119,8 +152,10 @@ template <class Work>
 py::array by_dtype(const py::array& array, const char* name, Work&& work) {
     if (py::isinstance<py::array_t<float>>(array)) return work(float());
     if (py::isinstance<py::array_t<double>>(array)) return work(double());
-    throw py::type_error(std::string(name) + " must have dtype float32 or float64 (native byte order); got " +
-                         text(array.dtype()));
+    throw py::type_error(
+        std::string(name) +
+        " must have dtype float32, float64, float16 or ml_dtypes' bfloat16, in native byte order; got " +
+        text(array.dtype()));
 }
 
 // float32 outputs that narrow() will round to a half type.
@@ -144,20 +179,23 @@ py::array narrow_array(const py::array& array, const std::string& dtype) {
 
 py::array conv2d(const py::array& input, const py::array& weight, py::handle bias, py::handle stride,
                  py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
-                 bool channels_last, bool to_odd) {
+                 bool channels_last, const py::object& empty, bool to_odd) {
     return by_dtype(input, "input", [&]<class T>(T) -> py::array {
         const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight);
         const View<const T> xv = view<T>(x), wv = view<T>(w);
         const Convolution g = convolution_of(xv.shape, wv.shape, stride, padding, dilation, groups, x.ndim() == 4);
         py::array keep;
         const Bias<T> b = bias_of<T>(bias, wv.shape[0], keep);
-        return array_of(convolve(g, xv, wv, b, summation, channels_last, rounding_of(to_odd)), x.ndim() == 4);
+        Result<T> output({g.samples, g.out_channels, g.out_height, g.out_width}, channels_last, x.ndim() == 4, empty);
+        const View<T> yv = output.view();
+        without_gil([&](const Execution& e) { forward(g, xv, wv, b, yv, summation, e, rounding_of(to_odd)); });
+        return output.array;
     });
 }
 
 py::array conv2d_input(py::handle input_size, const py::array& weight, const py::array& grad_output, py::handle stride,
                        py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
-                       bool channels_last, bool to_odd) {
+                       bool channels_last, const py::object& empty, bool to_odd) {
     return by_dtype(grad_output, "grad_output", [&]<class T>(T) -> py::array {
         const py::array y = images<T>(grad_output, "grad_output"), w = kernels_of<T>(weight);
         const View<const T> yv = view<T>(y), wv = view<T>(w);
@@ -165,17 +203,17 @@ py::array conv2d_input(py::handle input_size, const py::array& weight, const py:
         const Shape4 size = size_of(input_size, "input_size", true, batched);
         const Convolution g = convolution_of(size, wv.shape, stride, padding, dilation, groups, batched);
         check_grad_output<T>(y, g, batched);
-        Result<T> gradient(size, channels_last);
+        Result<T> gradient(size, channels_last, batched, empty);
         const View<T> xv = gradient.view();
         without_gil(
             [&](const Execution& e) { input_gradient(g, yv, wv, Bias<T>{}, xv, summation, e, rounding_of(to_odd)); });
-        return array_of(std::move(gradient), batched);
+        return gradient.array;
     });
 }
 
 py::array conv2d_weight(const py::array& input, py::handle weight_size, const py::array& grad_output, py::handle stride,
                         py::handle padding, py::handle dilation, py::handle groups, const Summation& summation,
-                        bool channels_last, bool to_odd) {
+                        bool channels_last, const py::object& empty, bool to_odd) {
     return by_dtype(input, "input", [&]<class T>(T) -> py::array {
         const py::array x = images<T>(input, "input"), y = images<T>(grad_output, "grad_output");
         const View<const T> xv = view<T>(x), yv = view<T>(y);
@@ -183,19 +221,19 @@ py::array conv2d_weight(const py::array& input, py::handle weight_size, const py
         const Shape4 size = size_of(weight_size, "weight_size", false, four);
         const Convolution g = convolution_of(xv.shape, size, stride, padding, dilation, groups, x.ndim() == 4);
         check_grad_output<T>(y, g, x.ndim() == 4);
-        Result<T> gradient(size, channels_last);
+        Result<T> gradient(size, channels_last, true, empty);
         const View<T> wv = gradient.view();
         without_gil([&](const Execution& e) { weight_gradient(g, xv, yv, wv, summation, e, rounding_of(to_odd)); });
-        return array_of(std::move(gradient), true);
+        return gradient.array;
     });
 }
 
-py::array conv2d_bias(const py::array& grad_output, const Summation& summation, bool to_odd) {
+py::array conv2d_bias(const py::array& grad_output, const Summation& summation, const py::object& empty, bool to_odd) {
     return by_dtype(grad_output, "grad_output", [&]<class T>(T) -> py::array {
         const py::array y = images<T>(grad_output, "grad_output");
         const View<const T> yv = view<T>(y);
-        py::array_t<T> gradient(yv.shape[1]);
-        T* const data = gradient.mutable_data();
+        py::array gradient = array_for<T>({1, 1, 1, yv.shape[1]}, {1, 1, 1, 1}, 1, empty);
+        T* const data = static_cast<T*>(gradient.mutable_data());
         without_gil([&](const Execution& e) { bias_gradient(yv, data, summation, e, rounding_of(to_odd)); });
         return gradient;
     });
@@ -203,7 +241,7 @@ py::array conv2d_bias(const py::array& grad_output, const Summation& summation, 
 
 py::array conv_transpose2d(const py::array& input, const py::array& weight, py::handle bias, py::handle stride,
                            py::handle padding, py::handle output_padding, py::handle groups, py::handle dilation,
-                           const Summation& summation, bool channels_last, bool to_odd) {
+                           const Summation& summation, bool channels_last, const py::object& empty, bool to_odd) {
     return by_dtype(input, "input", [&]<class T>(T) -> py::array {
         const py::array x = images<T>(input, "input"), w = kernels_of<T>(weight, "(C, O / groups, KH, KW)");
         const View<const T> xv = view<T>(x), wv = view<T>(w);
@@ -213,10 +251,10 @@ py::array conv_transpose2d(const py::array& input, const py::array& weight, py::
             pair(output_padding, "output_padding"), pair(dilation, "dilation"), integer(groups, "groups", "an int"));
         py::array keep;
         const Bias<T> b = bias_of<T>(bias, g.in_channels, keep);
-        Result<T> output({g.samples, g.in_channels, g.height, g.width}, channels_last);
+        Result<T> output({g.samples, g.in_channels, g.height, g.width}, channels_last, x.ndim() == 4, empty);
         const View<T> yv = output.view();
         without_gil([&](const Execution& e) { input_gradient(g, xv, wv, b, yv, summation, e, rounding_of(to_odd)); });
-        return array_of(std::move(output), x.ndim() == 4);
+        return output.array;
     });
 }
 
@@ -225,18 +263,20 @@ py::array conv_transpose2d(const py::array& input, const py::array& weight, py::
 void register_convolution(py::module_& module) {
     using py::arg;
     module.def("conv2d", &conv2d, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
-               arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false, arg("to_odd") = false);
+               arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false,
+               arg("empty") = py::none(), arg("to_odd") = false);
     module.def("conv2d_input", &conv2d_input, arg("input_size"), arg("weight"), arg("grad_output"), arg("stride"),
                arg("padding"), arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false,
-               arg("to_odd") = false);
+               arg("empty") = py::none(), arg("to_odd") = false);
     module.def("conv2d_weight", &conv2d_weight, arg("input"), arg("weight_size"), arg("grad_output"), arg("stride"),
                arg("padding"), arg("dilation"), arg("groups"), arg("summation"), arg("channels_last") = false,
+               arg("empty") = py::none(), arg("to_odd") = false);
+    module.def("conv2d_bias", &conv2d_bias, arg("grad_output"), arg("summation"), arg("empty") = py::none(),
                arg("to_odd") = false);
-    module.def("conv2d_bias", &conv2d_bias, arg("grad_output"), arg("summation"), arg("to_odd") = false);
     module.def("narrow", &narrow_array, arg("array"), arg("dtype"));
     module.def("conv_transpose2d", &conv_transpose2d, arg("input"), arg("weight"), arg("bias"), arg("stride"),
                arg("padding"), arg("output_padding"), arg("groups"), arg("dilation"), arg("summation"),
-               arg("channels_last") = false, arg("to_odd") = false);
+               arg("channels_last") = false, arg("empty") = py::none(), arg("to_odd") = false);
 }
 
 }  // namespace detconv::bindings

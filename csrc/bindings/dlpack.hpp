@@ -1,4 +1,4 @@
-// The part of DLPack's C interface that reads and makes another library's arrays without Python objects between.
+// The part of DLPack's C interface that reads another library's arrays without Python objects between.
 // Source: the DLPack standard, version 1.3, https://dmlc.github.io/dlpack/latest/c_api.html. The layouts hold for all
 // versions 1.x.
 #pragma once
@@ -8,9 +8,10 @@
 namespace detconv::dlpack {
 
 constexpr const char* capsule_name = "dlpack_exchange_api";
-constexpr std::uint32_t major_version = 1, minor_version = 3;  // in which Exchange came
+constexpr std::uint32_t major_version = 1;
 constexpr std::int32_t cpu = 1;
-constexpr std::uint8_t floating = 2;
+// Kinds of elements: the codes of ElementType.
+constexpr std::uint8_t signed_integer = 0, unsigned_integer = 1, floating = 2;
 
 struct Version {
     std::uint32_t major, minor;
@@ -34,22 +35,14 @@ struct Tensor {
     std::uint64_t byte_offset;
 };
 
-struct ManagedTensor {
-    Version version;
-    void* context;
-    void (*release)(ManagedTensor* self);
-    std::uint64_t flags;
-    Tensor tensor;
-};
-
 // What a library's class of arrays has as __dlpack_c_exchange_api__. Functions return 0, or -1 with Python's error set.
 struct Exchange {
     Version version;
     const Exchange* older;
-    void (*allocate)();  // the names only: nothing here calls these two
+    void (*allocate)();  // the names only: nothing here calls these three
     void (*share)();
-    int (*adopt)(ManagedTensor* tensor, void** object);  // takes the tensor over
-    int (*read)(void* object, Tensor* tensor);           // valid as long as the object stays as it is; may be null
+    void (*adopt)();
+    int (*read)(void* object, Tensor* tensor);  // valid as long as the object stays as it is; may be null
     void (*current_stream)();
 };
 

@@ -1,13 +1,12 @@
-// The engine's operands in the memory of callers, and its results in memory of their own.
+// The engine's operands in the memory of callers, and how its results lie in memory.
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <array>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <cstddef>
 
 #include "detconv/passes.hpp"
-#include "execution.hpp"
 
 namespace detconv::bindings {
 
@@ -26,36 +25,17 @@ View<T> view_of(T* data, Index axes, const Integer* shape, const Integer* stride
     return v;
 }
 
-struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-};
+// The last `axes` of these as a tuple.
+inline pybind11::tuple tuple_of(const Shape4& sizes, std::size_t axes) {
+    pybind11::tuple tuple(axes);
+    for (std::size_t i = 0; i < axes; ++i) tuple[i] = pybind11::int_(sizes[4 - axes + i]);
+    return tuple;
+}
 
-// (N, C, H, W), in memory (N, H, W, C) when channels_last; for a library to take over.
-template <class T>
-struct Result {
-    Shape4 shape, strides;
-    std::unique_ptr<T[], Free> memory;
-
-    Result(const Shape4& sizes, bool channels_last) : shape(sizes) {
-        const auto [n, c, h, w] = shape;
-        strides = channels_last ? Shape4{c * h * w, 1, w * c, c} : Shape4{c * h * w, h * w, w, 1};
-        // Aligned as torch's tensors are: what comes next may choose its code, and so its bits, by the alignment.
-        constexpr std::size_t alignment = 64;
-        std::size_t bytes = sizeof(T);
-        for (const Index size : shape) bytes *= static_cast<std::size_t>(size);
-        memory.reset(static_cast<T*>(std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment)));
-        if (memory == nullptr) throw std::bad_alloc();
-    }
-
-    View<T> view() const { return view_of(memory.get(), 4, shape.data(), strides.data()); }
-};
-
-template <class T>
-Result<T> convolve(const Convolution& g, const View<const T>& input, const View<const T>& weight, const Bias<T>& bias,
-                   const Summation& summation, bool channels_last, Rounding rounding = Rounding::nearest) {
-    Result<T> output({g.samples, g.out_channels, g.out_height, g.out_width}, channels_last);
-    without_gil([&](const Execution& e) { forward(g, input, weight, bias, output.view(), summation, e, rounding); });
-    return output;
+// The strides, in elements, of a result (N, C, H, W), which lies in memory as (N, H, W, C) when channels_last.
+inline Shape4 packed(const Shape4& shape, bool channels_last) {
+    const auto [n, c, h, w] = shape;
+    return channels_last ? Shape4{c * h * w, 1, w * c, c} : Shape4{c * h * w, h * w, w, 1};
 }
 
 }  // namespace detconv::bindings

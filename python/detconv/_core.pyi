@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 # What a call may be given is checked by the engine itself, which names the argument at fault.
 _Pair: TypeAlias = int | Sequence[int]
+# Makes the array for a result, of a shape, strides in elements and "float32" or "float64".
+_Empty: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], str], NDArray[Any]]
 
 __version__: str
 
@@ -38,6 +40,7 @@ def conv2d(
     groups: int,
     summation: Summation,
     channels_last: bool = False,
+    empty: _Empty | None = None,
     to_odd: bool = False,
 ) -> NDArray[Any]: ...
 def conv2d_input(
@@ -50,6 +53,7 @@ def conv2d_input(
     groups: int,
     summation: Summation,
     channels_last: bool = False,
+    empty: _Empty | None = None,
     to_odd: bool = False,
 ) -> NDArray[Any]: ...
 def conv2d_weight(
@@ -62,9 +66,12 @@ def conv2d_weight(
     groups: int,
     summation: Summation,
     channels_last: bool = False,
+    empty: _Empty | None = None,
     to_odd: bool = False,
 ) -> NDArray[Any]: ...
-def conv2d_bias(grad_output: NDArray[Any], summation: Summation, to_odd: bool = False) -> NDArray[Any]: ...
+def conv2d_bias(
+    grad_output: NDArray[Any], summation: Summation, empty: _Empty | None = None, to_odd: bool = False
+) -> NDArray[Any]: ...
 def narrow(array: NDArray[Any], dtype: str) -> NDArray[Any]: ...
 def conv_transpose2d(
     input: NDArray[Any],
@@ -77,9 +84,11 @@ def conv_transpose2d(
     dilation: _Pair,
     summation: Summation,
     channels_last: bool = False,
+    empty: _Empty | None = None,
     to_odd: bool = False,
 ) -> NDArray[Any]: ...
 def tensor_conv2d(plain: tuple[type, ...]) -> Callable[..., Any] | None: ...
+def tensor_reader(type: type) -> Callable[[Any], NDArray[Any] | None] | None: ...
 def assess(
     candidate: NDArray[Any],
     exact: NDArray[Any],

@@ -47,6 +47,10 @@ class Library(Protocol):
     def adopt(self, argument: str, value: Any) -> Adopted:
         """What the engine is given of the caller's array."""
 
+    @property
+    def empty(self) -> Callable[[tuple[int, ...], tuple[int, ...], str], NumPyArray] | None:
+        """Makes the array for a result, of a shape, strides in elements and a dtype's name; None: the engine does."""
+
     def from_numpy(self, array: NumPyArray) -> Any:
         """The result as the caller's kind of array, on the same memory where the library allows that."""
 
@@ -107,6 +111,7 @@ class NumPy:
     """``numpy.ndarray`` and ``numpy.memmap``: other subclasses mean something: a mask, a unit, a matrix."""
 
     name = "numpy.ndarray"
+    empty = None
 
     def check(self, argument: str, value: Any) -> None:
         if type(value) in (np.ndarray, np.memmap):
@@ -119,13 +124,13 @@ class NumPy:
         )
 
     def adopt(self, argument: str, value: NumPyArray) -> Adopted:
-        return value, None, False
+        return *_as_float32(value), False
 
     def from_numpy(self, array: NumPyArray) -> NumPyArray:
         return array
 
-    def from_half(self, bits: NumPyArray, half: str) -> Any:
-        raise NotImplementedError  # no array of this library is adopted as one of half numbers
+    def from_half(self, bits: NumPyArray, half: str) -> NumPyArray:
+        return bits.view(np.float16 if half == "float16" else sys.modules["ml_dtypes"].bfloat16)
 
     def operator(self, name: str, arrays: Collection[Any]) -> None:
         return None
@@ -134,11 +139,25 @@ class NumPy:
         pass
 
 
+def _as_float32(array: NumPyArray) -> tuple[NumPyArray, str | None]:
+    """A half type's numbers as float32, each of which is one, and the type's name; other arrays as they are, and None.
+
+    bfloat16 is that of the package ml_dtypes, which is there if such an array is.
+    """
+    dtype = array.dtype
+    if dtype.itemsize != 2 or not dtype.isnative:
+        return array, None
+    if dtype.type is np.float16 or (dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"):
+        return array.astype(np.float32), dtype.name
+    return array, None
+
+
 @dataclass(frozen=True)
 class DLPack:
     """Arrays of a library with an array API namespace (``__array_namespace__``), on the CPU."""
 
     namespace: Any
+    empty = None
 
     @property
     def name(self) -> str:
@@ -149,7 +168,7 @@ class DLPack:
 
     def adopt(self, argument: str, value: Any) -> Adopted:
         try:
-            return np.from_dlpack(value), None, False
+            return *_as_float32(np.from_dlpack(value)), False
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise TypeError(f"{argument} must be an array that NumPy can read through DLPack; got: {error}") from error
 
@@ -157,7 +176,7 @@ class DLPack:
         return self.namespace.from_dlpack(array)
 
     def from_half(self, bits: NumPyArray, half: str) -> Any:
-        raise NotImplementedError  # no array of this library is adopted as one of half numbers
+        return self.namespace.from_dlpack(bits.view(half))  # float16: NumPy reads no bfloat16 through DLPack
 
     def operator(self, name: str, arrays: Collection[Any]) -> None:
         return None

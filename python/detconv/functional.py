@@ -49,10 +49,10 @@ def conv2d(
     Those that carry a tangent pass it on, as a sum of calls like this one (docs/contract.md).
 
     Args:
-        input: (N, C, H, W) or, unbatched, (C, H, W); float32 or float64, tensors also float16 or bfloat16. A NumPy
-            array, a CPU torch tensor or an array of another library that speaks DLPack on the CPU and has
-            ``__array_namespace__``. Any strides, read-only or not; never copied to be read by another library, never
-            written to.
+        input: (N, C, H, W) or, unbatched, (C, H, W); float32, float64, float16 or bfloat16 (of NumPy: that of
+            ml_dtypes), half numbers being summed as float32 and the total rounded once. A NumPy array, a CPU torch
+            tensor or an array of another library that speaks DLPack on the CPU and has ``__array_namespace__``. Any
+            strides, read-only or not; never copied to be read by another library, never written to.
         weight: (O, C / groups, KH, KW), of the same element type and library as input.
         bias: (O,), likewise, or None.
         stride: step of the window, at least 1; one int or (vertical, horizontal).
@@ -73,9 +73,9 @@ def conv2d(
             traces the call.
         TypeError: an argument of the wrong type or element type, on another device, or of another library.
     """
+    given: tuple[Any, Any, Any] = input, weight, bias
     plain = type(input) is ndarray and type(weight) is ndarray and (bias is None or type(bias) is ndarray)
-    if plain and isinstance(summation, _NAMED):
-        given: tuple[Any, Any, Any] = input, weight, bias
+    if plain and isinstance(summation, _NAMED) and given[0].itemsize > 2:  # half types need more than a view
         program = Summation.of(summation)._compiled
         return cast("AnyArray", _core.conv2d(*given, stride, padding, dilation, groups, program))
     quick = arrays.QUICK.get(type(input))
@@ -231,7 +231,7 @@ def run_engine(library: arrays.Library, name: str, *arguments: Any) -> Any:
     if name != "conv2d_bias":  # whose result has one axis, and no layout to choose
         views.append(last)
     if half is None:
-        return library.from_numpy(getattr(_core, name)(*views))
+        return library.from_numpy(getattr(_core, name)(*views, library.empty))
     return library.from_half(_core.narrow(getattr(_core, name)(*views, to_odd=True), half), half)
 
 

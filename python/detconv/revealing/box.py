@@ -31,6 +31,16 @@ def aligned(shape: tuple[int, ...], dtype: str) -> Array:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+def _readable(result: Any) -> Any:
+    """The result, a tensor of torch as an array of NumPy: `numpy.asarray` would leave its storage without resizing."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(result, torch.Tensor):
+        return result
+    from detconv.torch.tensors import elements
+
+    return elements("result", result.detach())
+
+
 def is_torchs(fn: Any) -> bool:
     """Whether fn is recognisably torch's: defined in torch, or one of its modules."""
     torch = sys.modules.get("torch")
@@ -143,8 +153,7 @@ class Box:
 
     def _array(self, geometry: Geometry, result: Any, given: tuple[Array, Array, Array | None]) -> Array:
         try:
-            if hasattr(result, "detach"):
-                result = result.detach().numpy()
+            result = _readable(result)
             only_dlpack = hasattr(result, "__dlpack__") and not hasattr(result, "__array__")
             array: Array = np.from_dlpack(result) if only_dlpack else np.asarray(result)
         except (BufferError, TypeError, ValueError, RuntimeError) as error:

@@ -15,6 +15,7 @@ from torch import Tensor
 from detconv import pages
 from detconv.console import progress, wrapped
 from detconv.torch.calls import Call, Run, Unmatched, run
+from detconv.torch.tensors import elements
 from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim, half_ulp
 from detconv.verdict.judge import STATUSES, Verdict, judge_problem
 from detconv.verdict.problem import Problem, numbers
@@ -284,7 +285,7 @@ def _are_same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return elements("tensor", tensor.detach().contiguous().view(torch.uint8)).tobytes()
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from detconv.torch.tensors import elements
+
 
 def weights_sha256(model: torch.nn.Module | Mapping[str, Any]) -> str:
     """The SHA-256 of a model's parameters and persistent buffers: equal if and only if all their bits are.
@@ -54,8 +56,8 @@ def _check(name: object, value: object) -> None:
 
 def _little_endian(tensor: torch.Tensor) -> memoryview:
     size = tensor.element_size()
-    elements = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if sys.byteorder == "big":
         part = size // 2 if tensor.is_complex() else size
-        return elements.view(torch.uint8).reshape(-1, part).flip(1).contiguous().numpy().data
-    return elements.view(torch.uint8).numpy().data
+        values = values.view(torch.uint8).reshape(-1, part).flip(1).contiguous()
+    return elements("model", values.view(torch.uint8)).data

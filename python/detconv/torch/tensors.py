@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import forward_ad
 
@@ -13,6 +14,7 @@ from detconv.arrays import KNOWN, QUICK, Adopted, NumPyArray, name_of
 from detconv.summation import Summation
 
 HALF_TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ELEMENT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
 VALID_TYPES = "torch.float32, torch.float64, torch.float16 or torch.bfloat16"
 
@@ -54,23 +56,18 @@ class Tensors:
         half = HALF_TYPES.get(value.dtype)
         if half is not None:
             value = value.detach().float()  # every half number is a float32
-        try:
-            array: NumPyArray = value.detach().numpy() if value.requires_grad else value.numpy()
-        except (RuntimeError, TypeError) as error:
-            if value.is_neg():  # the imaginary part of a conjugate, say: its negation is still to be done
-                return self.adopt(argument, value.resolve_neg())
-            raise TypeError(f"{argument} must be a tensor that torch makes a NumPy view of; got: {error}") from error
-        if array.size > 0 and value.data_ptr() == 0:  # NumPy took memory of its own
-            raise TypeError(
-                f"{argument} must be a tensor with memory of its own; its storage was freed or is functional"
-            )
-        return array, half, suggests_channels_last(value)
+        return elements(argument, value), half, suggests_channels_last(value)
+
+    def empty(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> NumPyArray:
+        return elements("output", torch.empty_strided(shape, strides, dtype=_DTYPES[dtype], device="cpu"))
 
     def from_numpy(self, array: NumPyArray) -> torch.Tensor:
-        return torch.from_numpy(array)
+        if isinstance(array.base, torch.Tensor):  # an array that `empty` made
+            return array.base
+        return torch.from_numpy(array).clone()
 
     def from_half(self, bits: NumPyArray, half: str) -> torch.Tensor:
-        return torch.from_numpy(bits.view("int16")).view(getattr(torch, half))
+        return torch.from_numpy(bits.view("int16")).clone().view(getattr(torch, half))
 
     def wants_channels_last(self, arrays: Collection[torch.Tensor]) -> bool:
         """As torch's own conv2d decides on the CPU: if any argument lies so."""
@@ -106,6 +103,36 @@ class Tensors:
                 )
             if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
                 raise ValueError(f"{argument} must not carry a tangent {where}")
+
+
+_read = _core.tensor_reader(torch.Tensor)  # None: this torch has no DLPack in C
+
+
+def elements(argument: str, tensor: torch.Tensor) -> NumPyArray:
+    """A NumPy array on the memory of a dense CPU tensor, or on a copy where its negation is still to be done.
+
+    All reading goes through here. After ``tensor.numpy()``, which ``numpy.asarray`` calls too, nobody can resize the
+    tensor's storage any more: ``torch.cat(..., out=tensor)`` and fully_shard then fail. DLPack leaves no trace.
+
+    Raises:
+        TypeError: the tensor has no elements in memory, naming the argument.
+    """
+    array = None if _read is None else _read(tensor)
+    return _elements_slowly(argument, tensor) if array is None else array
+
+
+def _elements_slowly(argument: str, tensor: torch.Tensor) -> NumPyArray:
+    tensor = tensor.detach()
+    if tensor.is_neg():  # the imaginary part of a conjugate, say
+        return elements(argument, tensor.resolve_neg())
+    try:
+        if tensor.numel() == 0:
+            return tensor.clone().numpy()
+        if tensor.data_ptr() != 0:
+            return np.from_dlpack(tensor)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{argument} must be a tensor that NumPy can read; got: {error}") from error
+    raise TypeError(f"{argument} must be a tensor with memory of its own; its storage was freed or is functional")
 
 
 def _is_transformed() -> bool:

@@ -38,12 +38,8 @@ def numbers(argument: str, value: Any) -> tuple[Array, str]:
     Raises:
         TypeError: no array, not on the CPU, or of another element type.
     """
-    if isinstance(value, np.ndarray) and value.dtype.name in ("float16", "bfloat16"):
-        return value.astype(np.float32), value.dtype.name
     library = arrays.library_of({argument: value})
     array, half, _ = library.adopt(argument, value)
-    if array.dtype.name in ("float16", "bfloat16"):
-        return array.astype(np.float32), array.dtype.name
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{argument} must have dtype float32, float64, float16 or bfloat16; got {array.dtype}")
     return array, half or array.dtype.name
