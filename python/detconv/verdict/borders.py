@@ -45,9 +45,9 @@ def flipped(case: Case) -> Iterator[Guess]:
 
 
 def _sizes(case: Case) -> list[Pads]:
-    """The paddings that give the candidate's rows and columns: the problem's, and two that are centred."""
+    """The paddings that give the candidate's rows and columns: the problem's, those that are centred, the full one."""
     problem = case.problem
-    if problem.name == "conv2d_input":
+    if problem.name not in ("conv2d", "conv2d_weight"):
         return []
     own, reach = pads_of(problem), _reach(case)
     sizes, strides = problem.input.shape[-2:], pair(problem.stride)
@@ -64,6 +64,7 @@ def _sizes(case: Case) -> list[Pads]:
     # correlation, SciPy below and to the right of a convolution.
     halves = [(r // 2, (r - 1) // 2) for r in reach]
     found += [(halves[0], halves[1]), (halves[0][::-1], halves[1][::-1])]
+    found.append(((reach[0] - 1, reach[0] - 1), (reach[1] - 1, reach[1] - 1)))  # a full convolution
     return [
         pads
         for pads in dict.fromkeys(found)

@@ -26,7 +26,7 @@ _ELEMENTS = 4
 def mixed(case: Case) -> Iterator[Guess]:
     """Outputs that meet other groups' channels than their own, one by one."""
     problem, groups = case.problem, int(case.problem.groups)
-    if groups < 2:
+    if groups < 2 or problem.name == "conv_transpose2d":
         return
     outputs, own = _outputs(problem), _own(problem)
     for met in (np.arange(outputs) % groups, np.arange(outputs)[::-1] % groups, _read_off(case)):
@@ -37,7 +37,7 @@ def mixed(case: Case) -> Iterator[Guess]:
 def relaid(case: Case) -> Iterator[Guess]:
     """Kernels in the order (multiplier, group) where (group, multiplier) is meant, or the other way round."""
     problem, groups = case.problem, int(case.problem.groups)
-    if groups < 2 or _outputs(problem) == groups or problem.name == "conv2d_weight":
+    if groups < 2 or problem.name not in ("conv2d", "conv2d_input") or _outputs(problem) == groups:
         return
     each = len(problem.weight) // groups
     place = np.arange(len(problem.weight))

@@ -36,13 +36,15 @@ _BITS = 20.0
 def terms(problem: Problem, elements: tuple[Array, ...]) -> Array:
     """All terms of the elements with these indices, without the bias, in float64: (elements, *axes of the terms).
 
-    The axes are (c, kh, kw) for conv2d, (o, kh, kw) for conv2d_input and (n, oh, ow) for conv2d_weight.
+    The axes are (c, kh, kw) for conv2d and conv_transpose2d, (o, kh, kw) for conv2d_input and (n, oh, ow) for
+    conv2d_weight.
     """
     ((top, bottom), (left, right)), groups = pads_of(problem), int(problem.groups)
     (sh, sw), (dh, dw), (kh, kw) = pair(problem.stride), pair(problem.dilation), kernel_of(problem)
     first, second, third, fourth = (index[:, None, None, None] for index in elements)
-    if problem.name == "conv2d_input":
-        weight, grad = problem.weight, problem.grad_output
+    if problem.name in ("conv2d_input", "conv_transpose2d"):
+        weight = problem.weight
+        grad = problem.grad_output if problem.name == "conv2d_input" else problem.input
         outputs, channels = len(weight) // groups, weight.shape[1]
         o, i, j = np.ogrid[:outputs, :kh, :kw]
         o = second // channels * outputs + o
@@ -99,6 +101,12 @@ _SPLITS = {
         _Split("output channel {0}", (0,), "output channels {}"),
         _Split("tap ({1}, {2}) of output channel {0}", (0, 1, 2)),
     ),
+    "conv_transpose2d": (
+        *_KERNEL_LINES,
+        _Split("tap ({1}, {2})", (1, 2)),
+        _Split("input channel {0}", (0,), "input channels {}"),
+        _Split("tap ({1}, {2}) of input channel {0}", (0, 1, 2)),
+    ),
     "conv2d_weight": (
         _Split("sample {0}", (0,), "samples {}"),
         _Split("row {1} of the output", (1,), "rows {} of the output"),
@@ -110,6 +118,7 @@ _SPLITS = {
 _SEQUENCES = {
     "conv2d": {"c, kh, kw": (0, 1, 2), "kh, kw, c": (1, 2, 0)},
     "conv2d_input": {"o, kh, kw": (0, 1, 2), "kh, kw, o": (1, 2, 0)},
+    "conv_transpose2d": {"c, kh, kw": (0, 1, 2), "kh, kw, c": (1, 2, 0)},
     "conv2d_weight": {"n, oh, ow": (0, 1, 2), "oh, ow, n": (1, 2, 0)},
 }
 
@@ -326,7 +335,7 @@ def _guess(case: Case, share: _Share, says: str, parameters: float) -> Guess:
     problem, factor = case.problem, share.factor
     if problem.name == "conv2d_weight":
         operand, times = "grad_output", factor[:, None]
-    elif problem.name == "conv2d_input":
+    elif problem.name in ("conv2d_input", "conv_transpose2d"):
         operand, times = "weight", np.tile(factor, (int(problem.groups), 1, 1))[:, None]
     else:
         operand, times = "weight", factor[None]

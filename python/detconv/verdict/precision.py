@@ -138,7 +138,7 @@ def _coarser(case: Case, splits: bool) -> Iterator[tuple[str, str, str, Problem]
         for operands, problem in _roundings(case.problem, rounding):
             yield name, operands, "", problem
     if splits:
-        (first, _), (second, _) = (entry for entry in case.problem.operands() if entry[0] != "bias")
+        first, second = (name for name, _ in case.problem.operands() if name != "bias")
         for name, words, problem in split(case.problem, _ROUNDINGS):
             yield name, f"{_WORDS[first]} and {_WORDS[second]} are", words, problem
 

@@ -75,6 +75,8 @@ def _summed(problem: Problem, pairs: list[tuple[Array, Array]]) -> Problem:
         arrays = _beside(first, 1, groups), np.concatenate(second, axis=1)
     elif problem.name == "conv2d_input":
         arrays = _beside(first, 0, groups), _beside(second, 1, groups)
+    elif problem.name == "conv_transpose2d":
+        arrays = _beside(first, 1, groups), _beside(second, 0, groups)
     else:
         arrays = np.concatenate(first), np.concatenate(second)
     return problem.having(**dict(zip(names, arrays, strict=True)))

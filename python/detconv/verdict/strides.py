@@ -16,6 +16,8 @@ _MOST_PRODUCTS = 1 << 25
 _ELEMENTS = 4
 # So many elements tell where in memory the second sample of an output begins.
 _PROBE = 64
+# A sample of fewer elements may be found anywhere by chance.
+_LEAST_SIZE = 16
 # So many places where it may begin are looked at.
 _MOST_PLACES = 1000
 
@@ -89,7 +91,8 @@ def batch_stride(case: Case) -> Iterator[Guess]:
 
 def _read(case: Case) -> Iterator[Guess]:
     name = case.problem.name
-    for operand in {"conv2d": ("input",), "conv2d_input": ("grad_output",)}.get(name, ("input", "grad_output")):
+    operands = {"conv2d_input": ("grad_output",), "conv2d_weight": ("input", "grad_output")}
+    for operand in operands.get(name, ("input",)):
         array = np.ascontiguousarray(getattr(case.problem, operand))
         found = _read_off(case) if name == "conv2d" else None
         for stride in _usual(case, array) if found is None else found:
@@ -172,7 +175,7 @@ def _written(case: Case) -> Iterator[Guess]:
     """The output's samples written one after another with another batch stride; a later one overwrites."""
     assert case.expected is not None
     (count, *_), size = case.candidate.shape, case.candidate[0].size
-    if size < 2 * _PROBE:
+    if size < _LEAST_SIZE:
         return
     second = case.expected.mapped(lambda array: array[1].ravel())
     flat = case.candidate.ravel()[: 2 * size]
