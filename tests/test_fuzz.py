@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from fuzz import TARGETS
+from detconv.verdict import files
+from fuzz import TARGETS, tensors
 
 EXAMPLES = {"passes": 60, "orders": 200, "reveals": 150, "tensors": 150}
 
@@ -24,6 +25,13 @@ def test_some_examples(name: str) -> None:
         target.check(example)
 
     run()
+
+
+@pytest.mark.parametrize("kind", tensors.KINDS)
+def test_the_files_that_are_changed_can_be_read_unchanged(kind: str, tmp_path: Path) -> None:
+    (tmp_path / f"file.{kind}").write_bytes(tensors._originals(kind))
+    key = "" if kind == "npy" else ":a"
+    assert files.read(f"{tmp_path}/file.{kind}{key}").shape == (2, 3)
 
 
 def test_the_runner_repeats_what_a_seed_gave(tmp_path: Path) -> None:

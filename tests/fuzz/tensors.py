@@ -40,6 +40,20 @@ def _originals(kind: str) -> bytes:
             from safetensors.numpy import save
 
             return bytes(save({"a": x, "b": w}))
+    return _zipped(_members(file.getvalue())) if kind in ("npz", "pt") else file.getvalue()
+
+
+def _members(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _zipped(members: dict[str, bytes]) -> bytes:
+    """The same bytes for the same members: all of them are of 1980."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
     return file.getvalue()
 
 
@@ -58,16 +72,9 @@ def _examples(draw: st.DrawFn) -> Example:
 
 
 def _rezipped(draw: st.DrawFn, data: bytes) -> bytes:
-    made_again = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made_again, "w") as new:
-        names = old.namelist()
-        changed = draw(st.sampled_from(names))
-        for name in names:
-            inside = old.read(name)
-            if name == changed:
-                inside = _edited(draw, inside)
-            new.writestr(name, inside)
-    return made_again.getvalue()
+    members = _members(data)
+    name = draw(st.sampled_from(list(members)))
+    return _zipped(members | {name: _edited(draw, members[name])})
 
 
 def _edited(draw: st.DrawFn, data: bytes) -> bytes:
