@@ -660,27 +660,26 @@ def test_strict_is_the_innermost_block_s(caller: Callable[..., Any]) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_stays_in_the_block() -> None:
     x, w, b = operands()
-    expected = detconv.conv2d(x, w, b, summation=SUMMATION)
-    one, other = os.pipe(), os.pipe()
+    expected, exact = (detconv.conv2d(x, w, b, summation=summation) for summation in (SUMMATION, "exact"))
+    (wait, go), (answer, say) = os.pipe(), os.pipe()
     with detconv.override(SUMMATION):
         child = os.fork()
-        if child == 0:  # no test runs on in the child, whatever happens
-            status = 1
+        if child == 0:  # whatever happens, no test runs on in the child
             try:
-                os.read(one[0], 1)  # until the parent has left its block
+                os.read(wait, 1)  # until the parent has left its block
                 torch.set_num_threads(1)
-                inside = torch.equal(from_a_hook(lambda: functional.conv2d(x, w, b)), expected)
+                inside = torch.equal(below_function_modes(x, w, b), expected)
                 with detconv.override("exact"):
-                    inside &= torch.equal(functional.conv2d(x, w, b), detconv.conv2d(x, w, b, summation="exact"))
+                    inside &= torch.equal(below_function_modes(x, w, b), exact)
                 inside &= torch.equal(functional.conv2d(x, w, b), expected)
-                os.write(other[1], b"1" if inside else b"0")
-                status = 0
+                os.write(say, b"inside" if inside else b"outside")
             finally:
-                os._exit(status)
-    os.write(one[1], b"1")
-    assert os.read(other[0], 1) == b"1"
-    assert os.waitpid(child, 0)[1] == 0
-    for end in (*one, *other):
+                os._exit(0)
+    os.close(say)
+    os.write(go, b"1")
+    assert os.read(answer, 10) == b"inside"
+    os.waitpid(child, 0)
+    for end in (wait, go, answer):
         os.close(end)
 
 

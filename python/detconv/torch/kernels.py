@@ -53,6 +53,8 @@ class _Thread(threading.local):
 class Kernels:
     """A table of functions, the kernels that meet them, and the blocks that are open, thread by thread.
 
+    Blocks of different kinds can share a table; of two tables, one can be in use at a time.
+
     Args:
         table: the dispatch keys at which an overload is met, by its name without the namespace. ``AutogradCPU`` meets
             calls from outside, ``CPU`` those of code that runs below autograd, inference mode included.
@@ -68,7 +70,8 @@ class Kernels:
         # The last kernels that were registered: a thread that waits for the interpreter inside of one still needs it
         # when the last block of all threads ends.
         self._retired: deque[list[Any]] = deque(maxlen=4)
-        os.register_at_fork(after_in_child=self._after_fork)
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=self._after_fork)
 
     def innermost(self) -> Block | None:
         """The block that holds in this thread."""

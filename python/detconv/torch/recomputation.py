@@ -34,6 +34,13 @@ class Recomputations:
         self._within = within
 
     def install(self) -> None:
+        """
+        Raises:
+            RuntimeError: this torch has no such places, or others' descriptors stand there.
+        """
+        for owner, attribute in _places():
+            if attribute in vars(owner):
+                raise RuntimeError(f"{owner.__name__}.{attribute} is somebody else's: one table of kernels at a time")
         for owner, attribute in _places():
             setattr(owner, attribute, _Kept(attribute, self._blocks, self._within))
 
