@@ -1,4 +1,4 @@
-"""detconv.torch.kernels: functions of torch, met at its dispatcher; by the example of linear, which torch splits there."""
+"""detconv.torch.kernels: functions of torch, met at its dispatcher; by the example of linear, which is split there."""
 
 from __future__ import annotations
 
