@@ -921,6 +921,20 @@ def shortened(values: Array, dropped: int, truncated: bool = False) -> Array:
     return ((np.trunc if truncated else np.rint)(values / scale) * scale).astype(np.float32)
 
 
+def split_sums(x: Array, w: Array, rounding: Callable[[Array], Array]) -> Array:
+    """The products of both operands' halves, without that of the small ones: three convolutions, added in float64."""
+    (x1, x2), (w1, w2) = ((high, rounding(v - high)) for v, high in ((x, rounding(x)), (w, rounding(w))))
+    pairs = ((x1, w1), (x1, w2), (x2, w1))
+    return np.sum([detconv.conv2d(p.astype(float), q.astype(float)) for p, q in pairs], axis=0).astype(np.float32)
+
+
+SPLITS: dict[str, Callable[[Array], Array]] = {
+    "BF16x3": lambda v: shortened(v, 16),
+    "BF16x3 (truncated)": lambda v: shortened(v, 16, truncated=True),
+    "TF32x3": lambda v: shortened(v, 13),
+}
+
+
 # ---- Gradients ----
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import detconv
 from bits import Array
-from diagnose_cases import Layer, drawn, equivalent, every_kind, layer, shortened
+from diagnose_cases import SPLITS, Layer, drawn, equivalent, every_kind, layer, shortened, split_sums
 
 SEED = 1  # not the one of the tests
 
@@ -81,6 +81,20 @@ def coarse_inputs() -> None:
                 truncated = "truncated" in name
                 named += bool(first and format in first.name and truncated == ("truncated" in first.says))
         print(f"{name:30} named {named}/{2 * len(shapes)}, judged {dict(statuses)}", flush=True)
+
+
+def split_operands() -> None:
+    """K from 9 to 4608; added as finely as can be, so that what is dropped is not drowned by roundings."""
+    rng = np.random.default_rng(SEED)
+    for name, rounding in SPLITS.items():
+        named, statuses = 0, Counter[str]()
+        for channels in (1, 3, 16, 64, 256, 512) * 3:
+            x, w = (rng.standard_normal((n, channels, k, k), np.float32) for n, k in ((1, 10), (8, 3)))
+            verdict = detconv.judge(split_sums(x, w, rounding), x, w)
+            statuses[verdict.status] += 1
+            first = verdict.diagnosis.first
+            named += bool(first and f"({name})" in first.says)
+        print(f"{name:30} named {named}/18, judged {dict(statuses)}", flush=True)
 
 
 # ---- Right outputs ----
@@ -245,6 +259,7 @@ def main(count: int = 20, only: str = "") -> None:
     mistakes(count, only)
     if not only:
         coarse_inputs()
+        split_operands()
         small_taps(50)
         right_outputs(2000)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import detconv
 from bits import Array
 from detconv.verdict.activations import ACTIVATIONS
-from diagnose_cases import Layer, by_output, drawn, equivalent, every_kind, flushed, layer, shortened
+from diagnose_cases import SPLITS, Layer, by_output, drawn, equivalent, every_kind, flushed, layer, split_sums
 
 DRAWN = 20
 f = np.float32
@@ -249,34 +248,13 @@ def test_gelu_is_told_from_its_approximation() -> None:
 # ---- Split operands ----
 
 
-def halves(values: Array, rounding: Callable[[Array], Array]) -> tuple[Array, Array]:
-    high = rounding(values)
-    return high, rounding(values - high)
-
-
-SPLITS: dict[str, Callable[[Array], Array]] = {
-    "BF16x3": lambda v: shortened(v, 16),
-    "BF16x3 (truncated)": lambda v: shortened(v, 16, truncated=True),
-    "TF32x3": lambda v: shortened(v, 13),
-}
-
-
-def split_sums(x: Array, w: Array, rounding: Callable[[Array], Array], summation: str) -> Array:
-    """The sums of three of the four products of the halves, in three convolutions that are added in float64."""
-    (x1, x2), (w1, w2) = halves(x, rounding), halves(w, rounding)
-    return sum(
-        detconv.conv2d(p.astype(np.float64), q.astype(np.float64), summation=summation)
-        for p, q in ((x1, w1), (x1, w2), (x2, w1))
-    ).astype(f)
-
-
 @pytest.mark.parametrize("name", SPLITS)
 @pytest.mark.parametrize("channels", [3, 32, 128])
 def test_split_operands_are_named(name: str, channels: int) -> None:
     rng = np.random.default_rng(channels)
     for _ in range(4):
         x, w = normal(rng, 1, channels, 9, 9), normal(rng, 8, channels, 3, 3)
-        diagnosis = detconv.judge(split_sums(x, w, SPLITS[name], "naive"), x, w).diagnosis
+        diagnosis = detconv.judge(split_sums(x, w, SPLITS[name]), x, w).diagnosis
         made = first(diagnosis)
         assert made.name == "split operands", str(diagnosis)
         assert name in made.says
@@ -299,7 +277,7 @@ def test_split_operands_of_gradients_are_named(gradient: str) -> None:
     rng = np.random.default_rng(5)
     x, w, g = normal(rng, 2, 4, 10, 10), normal(rng, 6, 2, 3, 3), normal(rng, 2, 6, 8, 8)
     rounding, total = SPLITS["BF16x3"], np.zeros(())
-    (x1, x2), (w1, w2), (g1, g2) = (halves(values, rounding) for values in (x, w, g))
+    (x1, x2), (w1, w2), (g1, g2) = ((rounding(v), rounding(v - rounding(v))) for v in (x, w, g))
     if gradient == "input":
         pairs = [(w1, g1), (w1, g2), (w2, g1)]
         total = sum(detconv.conv2d_input(x.shape, *(v.astype(float) for v in pair), groups=2) for pair in pairs)
