@@ -12,8 +12,8 @@ from detconv.verdict.problem import Array
 
 # A line is fitted to a channel that has so many elements at least.
 _LEAST_ELEMENTS = 5
-# So many rows of an output tell whether something is added to all of it.
-_ROWS = 8
+# So many rows of an output of more elements tell whether something is added to all of it.
+_ROWS, _FEW = 8, 1 << 16
 # The functions that are met right behind a sum or in front of a convolution.
 _USUAL = (
     "ReLU",
@@ -64,7 +64,7 @@ def addend(case: Case) -> Iterator[Guess]:
     """Unknown numbers that are added: the same for all samples, or for all channels."""
     if case.expected is None or case.problem.name != "conv2d":
         return
-    rows = np.unique(np.linspace(0, case.candidate.shape[2] - 1, _ROWS).astype(int))
+    rows = _rows(case)
     for axis, what in ((0, "samples"), (1, "output channels")):
         count = case.candidate.shape[axis]
         if count < 3:
@@ -83,26 +83,41 @@ def normalised(case: Case) -> Iterator[Guess]:
     """A scale and a shift: of all outputs, or by channel as a BatchNorm has them; ReLU behind it or not."""
     if case.expected is None or case.problem.name != "conv2d":
         return
-    ideal, found = case.expected.values.astype(np.float64), case.candidate.astype(np.float64)
-    usable = np.isfinite(ideal) & np.isfinite(found)
-    for relu, used in ((False, usable), (True, usable & (found > 0))):
+    arrays, rows = (case.expected.values, case.candidate, case.expected.bound), _rows(case)
+    for relu in (False, True):
         for axes, whose in (((0, 1, 2, 3), "the output is"), ((0, 2, 3), "each output channel is")):
-            line = _fitted(ideal, found, used, axes)
+            if _line_of(*(array[:, :, rows] for array in arrays), relu=relu, axes=axes) is None:
+                continue  # some rows are enough to see that it is not so
+            line = _line_of(*arrays, relu=relu, axes=axes)
             if line is None:
                 continue
             scale, shift = line
-            near = np.abs(scale * ideal + shift - found) <= 4 * np.abs(scale) * case.expected.bound + 1e-6 * np.abs(
-                found
-            )
-            if near[used].mean() < 0.9 or (np.abs(scale - 1).max() < 1e-4 or not shift.any()):
-                continue
             numbers = f"by {scale.ravel()[0]:.6g} and {shift.ravel()[0]:.6g}"
-            by = (
-                numbers if scale.size == 1 else f"as by a BatchNorm that is folded in or left out (the first {numbers})"
-            )
+            folded = f"as by a BatchNorm that is folded in or left out (the first {numbers})"
+            by = numbers if scale.size == 1 else folded
             then = _line(scale, shift, ACTIVATIONS["ReLU"] if relu else None)
             says = f"{whose} scaled and shifted, {by}{', then ReLU is applied' * relu}"
             yield Guess(says, case.problem, then, parameters=2 * scale.size)
+
+
+def _rows(case: Case) -> Array:
+    """Some rows of an output that has many elements, else all."""
+    rows = case.candidate.shape[2]
+    return np.arange(rows) if case.candidate.size < _FEW else np.unique(np.linspace(0, rows - 1, _ROWS).astype(int))
+
+
+def _line_of(ideal: Array, found: Array, bound: Array, relu: bool, axes: tuple[int, ...]) -> tuple[Array, Array] | None:
+    """scale and shift, if what is found, where it is positive if a ReLU is behind, is scale * ideal + shift."""
+    ideal, found = ideal.astype(np.float64), found.astype(np.float64)
+    used = np.isfinite(ideal) & np.isfinite(found) & ((found > 0) | (not relu))
+    line = _fitted(ideal, found, used, axes)
+    if line is None:
+        return None
+    scale, shift = line
+    near = np.abs(scale * ideal + shift - found) <= 4 * np.abs(scale) * bound + 1e-6 * np.abs(found)
+    if near[used].mean() < 0.9 or np.abs(scale - 1).max() < 1e-4 or not shift.any():
+        return None
+    return line
 
 
 def _fitted(ideal: Array, found: Array, used: Array, axes: tuple[int, ...]) -> tuple[Array, Array] | None:
