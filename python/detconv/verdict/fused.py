@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -86,9 +86,9 @@ def normalised(case: Case) -> Iterator[Guess]:
     arrays, rows = (case.expected.values, case.candidate, case.expected.bound), _rows(case)
     for relu in (False, True):
         for axes, whose in (((0, 1, 2, 3), "the output is"), ((0, 2, 3), "each output channel is")):
-            if _line_of(*(array[:, :, rows] for array in arrays), relu=relu, axes=axes) is None:
+            if _line_of([array[:, :, rows] for array in arrays], relu, axes) is None:
                 continue  # some rows are enough to see that it is not so
-            line = _line_of(*arrays, relu=relu, axes=axes)
+            line = _line_of(arrays, relu, axes)
             if line is None:
                 continue
             scale, shift = line
@@ -106,9 +106,12 @@ def _rows(case: Case) -> Array:
     return np.arange(rows) if case.candidate.size < _FEW else np.unique(np.linspace(0, rows - 1, _ROWS).astype(int))
 
 
-def _line_of(ideal: Array, found: Array, bound: Array, relu: bool, axes: tuple[int, ...]) -> tuple[Array, Array] | None:
-    """scale and shift, if what is found, where it is positive if a ReLU is behind, is scale * ideal + shift."""
-    ideal, found = ideal.astype(np.float64), found.astype(np.float64)
+def _line_of(arrays: Sequence[Array], relu: bool, axes: tuple[int, ...]) -> tuple[Array, Array] | None:
+    """scale and shift, if what is found, where it is positive if a ReLU is behind, is scale * ideal + shift.
+
+    arrays: ideal values, those found, and their bounds.
+    """
+    ideal, found, bound = (array.astype(np.float64) for array in arrays)
     used = np.isfinite(ideal) & np.isfinite(found) & ((found > 0) | (not relu))
     line = _fitted(ideal, found, used, axes)
     if line is None:
