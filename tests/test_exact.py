@@ -210,6 +210,37 @@ def test_constructed_terms(case: str, dtype: type) -> None:
     finished.add((case, dtype))
 
 
+# ---- The certificate ----
+
+
+def lost_terms(terms: int, units: int) -> tuple[Array, Array, int]:
+    """Float32 factors of a sum that double gets as wrong as it can, and how many terms it loses.
+
+    The sum begins with 1 + 2^-24 - units * 2^-53, which is exact in double and below the tie between two float32
+    numbers. Each term that follows in the first block of 64, and each first term of the blocks 1, 2, 4, 8, ..., is a
+    little less than 2^-53, half an ulp of the sum so far: it is lost, by itself or when its block is joined.
+    """
+    w, x = np.zeros(terms, np.float32), np.zeros(terms, np.float32)
+    w[:3], x[:3] = (1, 2.0**-12, 2.0**-26), (1, 2.0**-12, -(2.0**-27) * units)
+    lost = [*range(3, min(64, terms)), *(64 << k for k in range(40) if 64 << k < terms)]
+    w[lost], x[lost] = 2.0**-26, 2.0**-27 * (1 - 2.0**-20)
+    return w, x, len(lost)
+
+
+@pytest.mark.parametrize(("terms", "units"), [(64, 40), (64, 52), (64, 60), (1 << 18, 70)])
+def test_the_certificate_counts_every_rounding(terms: int, units: int) -> None:
+    """The error of the sum in double is just within its bound: a bound of half the size, or without the roundings of
+    the joins (64 and 2 units of 2^-53 for 1 << 18 terms), would take a wrong total for right."""
+    w, x, lost = lost_terms(terms, units)
+    assert units < lost < 64 + 20  # the exact sum is above the tie, what double has below
+    image = np.ascontiguousarray(np.broadcast_to(x[:, None, None], (terms, 3, 5)))
+    weight = np.ascontiguousarray(np.broadcast_to(w[None, :, None, None], (9, terms, 1, 1)))
+    right = np.full((9, 3, 5), 1 + np.finfo(np.float32).eps, np.float32)
+    assert detconv.conv2d(image, weight, summation="fp64 bias=first")[0, 0, 0] == 1
+    for name, actual in on_every_instruction_set(lambda: detconv.conv2d(image, weight, summation="exact")).items():
+        assert_same_bits(actual, right, name)
+
+
 def test_enough_was_compared() -> None:
     if finished != {(case, dtype) for case in (*ORDINARY, *CONSTRUCTED) for dtype in DTYPES}:
         pytest.skip("not every test of this file ran and passed")

@@ -182,6 +182,20 @@ def test_kahans_totals_are_naive_where_they_are_not_finite(summation: str, dtype
         assert_same_bits(actual, expected, name)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("products", ["fused", "rounded"])
+def test_an_infinite_bias_after_a_sum_that_overflows_in_naive_only(products: str, dtype: type) -> None:
+    """Kahan's sum of the terms is finite and raises no flag, the total is infinite by the bias; so the naive total of
+    the same terms stands, which is an overflow of the other sign plus the bias."""
+    ulp = 2.0 ** float(np.finfo(dtype).maxexp - np.finfo(dtype).nmant - 1)  # of the largest number
+    # 1/4 ulp is what Kahan has lost before the last term, which is half an ulp: a tie that naive rounds to infinity.
+    terms = [(largest(dtype) - ulp, 1), (0.75 * ulp, 1), (0.5 * ulp, 1)]
+    assert_sum(terms, largest(dtype), dtype, f"kahan products={products}")
+    assert_sum(terms, INF, dtype, f"naive products={products}")
+    assert_sum(terms, NAN, dtype, f"kahan products={products}", bias=-INF)
+    assert_sum(terms, INF, dtype, f"kahan products={products}", bias=INF)
+
+
 # ---- Special values in a layer ----
 
 

@@ -27,7 +27,7 @@ py::dict build_info() {
 }
 
 void set_num_threads(py::handle n) {
-    constexpr Index most = 4096;
+    constexpr Index most = parallel::most_threads;
     const Index threads = integer(n, "n", "an int");
     if (threads < 1 || threads > most)
         throw InvalidArgument("n must be between 1 and " + std::to_string(most) + " threads; got " + text(n));

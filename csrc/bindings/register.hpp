@@ -8,6 +8,7 @@ namespace detconv::bindings {
 void register_config(pybind11::module_& module);
 void register_summation(pybind11::module_& module);
 void register_convolution(pybind11::module_& module);
+void register_walks(pybind11::module_& module);
 void register_tensors(pybind11::module_& module);
 void register_assess(pybind11::module_& module);
 

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "execution.hpp"
 #include "register.hpp"
 
 namespace py = pybind11;
@@ -12,7 +13,11 @@ void register_summation(py::module_& module) {
     py::class_<Summation>(module, "Summation")
         .def(py::init([](const std::string& method, const std::string& order, const std::string& products,
                          const std::string& bias, Index block, const std::string& samples) {
-                 return Summation(method, order, products, bias, block, samples);
+                 try {
+                     return Summation(method, order, products, bias, block, samples, signal_pending);
+                 } catch (const parallel::Interrupted&) {
+                     throw py::error_already_set();
+                 }
              }),
              py::arg("method"), py::arg("order"), py::arg("products"), py::arg("bias"), py::arg("block"),
              py::arg("samples"))

@@ -94,11 +94,19 @@ template <class Arithmetic, class S>
         return rows_are_lanes ? V::load(bias + n * L) : V::broadcast(bias[j]);
     };
 
-    Element* top = static_cast<Element*>(tile.stack);
+    Element* top = static_cast<Element*>(tile.stack) + tile.depth * level;
     auto slot = [&](Element* base, int n, int j)
                     __attribute__((always_inline)) { return base + (j * S::vectors + n) * L; };
 
+    // totals[broadcast][vector]; a second part follows after all of the first.
+    Element* const totals = static_cast<Element*>(tile.totals);
+    Element* const second = totals + S::vectors * S::broadcasts * L;
     each([](Arithmetic& a, int, int) { a.start(V::zero()); });
+    if (tile.continues) {
+        each([&](Arithmetic& a, int n, int j) { a.s = V::load(slot(totals, n, j)); });
+        if constexpr (Arithmetic::parts == 2)
+            each([&](Arithmetic& a, int n, int j) { a.c = V::load(slot(second, n, j)); });
+    }
     for (const Instruction *at = tile.code, *end = at + tile.code_size; at != end; ++at) {
         switch (at->op) {
             case Op::zero:
@@ -155,12 +163,12 @@ template <class Arithmetic, class S>
         }
     }
 
-    if constexpr (requires(Arithmetic a) { a.finish(); }) each([](Arithmetic& a, int, int) { a.finish(); });
-    // totals[broadcast][vector]; a second part (Twofold) follows after all of the first.
-    Element* const totals = static_cast<Element*>(tile.totals);
+    if constexpr (requires(Arithmetic a) { a.finish(); })
+        if (!tile.pauses) each([](Arithmetic& a, int, int) { a.finish(); });
     each([&](Arithmetic& a, int n, int j) { a.s.store(slot(totals, n, j)); });
-    if constexpr (Arithmetic::kind == Accumulator::twofold)
-        each([&](Arithmetic& a, int n, int j) { a.c.store(slot(totals + S::vectors * S::broadcasts * L, n, j)); });
+    if constexpr (Arithmetic::parts == 2)
+        if (Arithmetic::kind == Accumulator::twofold || tile.pauses)
+            each([&](Arithmetic& a, int n, int j) { a.c.store(slot(second, n, j)); });
 }
 
 }  // namespace detconv::DETCONV_ISA

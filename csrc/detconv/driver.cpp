@@ -93,7 +93,7 @@ public:
         states_ = std::make_unique<std::atomic<State>[]>(static_cast<std::size_t>(count));
     }
 
-    Panel get(Index group, Index number, const Worker& worker, const parallel::Control& control) {
+    Panel get(Index group, Index number, Worker& worker) {
         const Index id = group * plan_.panels + number;
         const Panel panel(blocks_ + id * plan_.panel_block, plan_);
         std::atomic<State>& state = states_[static_cast<std::size_t>(id)];
@@ -103,7 +103,8 @@ public:
             worker.pack(group, 0, number, panel);
             state.store(State::packed, std::memory_order_release);
         } else {
-            while (state.load(std::memory_order_acquire) != State::packed && !control.stopped())
+            while (state.load(std::memory_order_acquire) != State::packed &&
+                   !worker.should_stop(parallel::work_between_looks))
                 std::this_thread::yield();
         }
         return panel;
@@ -136,8 +137,8 @@ struct Unit {
 // Runs one sample of a unit: where(group, panel, chunk) says where outputs go, done(chunk) that those of a chunk are
 // there.
 template <class Where, class Done>
-void run_sample(const Plan& plan, const Unit& unit, Index sample, Worker& worker, SharedPanels& shared,
-                const parallel::Control& control, Where&& where, Done&& done) {
+void run_sample(const Plan& plan, const Unit& unit, Index sample, Worker& worker, SharedPanels& shared, Where&& where,
+                Done&& done) {
     const bool packs_ahead = !plan.shared_panels && plan.packs_ahead;
     if (packs_ahead)
         for (Index i = unit.first_panel; i < unit.last_panel; ++i)
@@ -147,9 +148,9 @@ void run_sample(const Plan& plan, const Unit& unit, Index sample, Worker& worker
             for (Index i = 0; i < unit.panels(); ++i) {
                 // Every unit starts at another panel, so that the threads pack different ones.
                 const Index number = unit.first_panel + (plan.shared_panels ? (i + unit.number) % unit.panels() : i);
-                const Panel panel = plan.shared_panels ? shared.get(group, number, worker, control)
+                const Panel panel = plan.shared_panels ? shared.get(group, number, worker)
                                                        : worker.private_panel(number - unit.first_panel);
-                if (worker.should_stop()) return;
+                if (worker.should_stop(1)) return;
                 if (!plan.shared_panels && !packs_ahead) worker.pack(group, sample, number, panel);
                 worker.load(group, sample, chunk, number);
                 worker.multiply(number, panel, where(group, number, chunk));
@@ -280,13 +281,17 @@ private:
 
 void run(Contraction contraction, const Execution& execution) {
     const Contraction& c = contraction;
+    // A call may be many of these.
+    if (execution.interrupted.requested()) throw parallel::Interrupted();
     const parallel::FloatEnvironment environment;  // planning computes, too
     if (c.batches == 0 || c.groups == 0 || c.rows == 0 || c.columns.h == 0 || c.columns.w == 0) return;
     settle_empty_sums(contraction);
     flatten(contraction);
     take_groups_together(contraction, execution.kernels);
     if (stand_up(contraction, execution.kernels)) pack_fewer_rows(contraction);
-    const Plan plan(contraction, execution);
+    parallel::Lookout lookout(execution.interrupted);
+    const Plan plan(contraction, execution, lookout);
+    if (execution.walks != nullptr) execution.walks->push_back(plan.walk());
     SharedPanels shared(plan);
 
     // Starting a thread costs about as much as 2^16 terms.
@@ -310,7 +315,7 @@ void run(Contraction contraction, const Execution& execution) {
                                     : plan.output(group, panel, chunk);
             };
             for (Index sample = 0; sample < c.samples && !control.stopped(); ++sample) {
-                run_sample(plan, unit, sample, worker, shared, control, where, [&](Index chunk) {
+                run_sample(plan, unit, sample, worker, shared, where, [&](Index chunk) {
                     if (interleave) interleave->write(unit, chunk);
                 });
                 if (join) join->add(sample + 1);
@@ -318,7 +323,7 @@ void run(Contraction contraction, const Execution& execution) {
             if (join) join->finish(unit);
         }
         // The calling thread alone can see an interrupt: it looks out for one until the others are done.
-        while (thread == 0 && finished.load(std::memory_order_relaxed) < plan.units && !worker.should_stop())
+        while (thread == 0 && finished.load(std::memory_order_relaxed) < plan.units && !control.should_stop(true))
             std::this_thread::yield();
     });
 }

@@ -2,6 +2,8 @@
 // columns: no sum is ever split between them.
 #pragma once
 
+#include <vector>
+
 #include "index_map.hpp"
 #include "kernels.hpp"
 #include "parallel.hpp"
@@ -12,6 +14,7 @@ struct Execution {
     const Kernels& kernels;
     int threads;
     parallel::InterruptCheck interrupted;
+    std::vector<const char*>* walks = nullptr;  // for who asks: Plan::walk() of every contraction of the call
 };
 
 void run(Contraction contraction, const Execution& execution);

@@ -28,9 +28,10 @@ void forward(const Convolution& g, const View<const T>& input, const View<const 
     c.bias_group = c.rows * bias.stride;
     c.bias_row = bias.stride;
     const bool has_bias = bias.data != nullptr;
-    set_arithmetic<T>(c, summation,
-                      lower(summation, {c.planes, g.kernel_height, g.kernel_width}, has_bias, sizeof(T) == 4),
-                      has_bias);
+    set_arithmetic<T>(
+        c, summation,
+        lower(summation, {c.planes, g.kernel_height, g.kernel_width}, has_bias, sizeof(T) == 4, execution.interrupted),
+        has_bias);
     c.rounding = rounding;
     run(std::move(c), execution);
 }

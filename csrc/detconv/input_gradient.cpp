@@ -1,6 +1,6 @@
 // Rows are input channels, columns the pixels of one phase, planes output channels, (i, j) the kernel taps that meet
 // the phase. Pixels whose position agrees modulo the stride meet the same taps: each of these phases is one
-// contraction.
+// contraction. Phases that no tap meets are not taken one by one: they can be millions.
 #include <algorithm>
 #include <numeric>
 
@@ -9,17 +9,28 @@
 namespace detconv {
 namespace {
 
-// Along one axis, the taps that pixels phase, phase + stride, ... meet: an arithmetic progression. Tap i reads
-// grad_output at (pixel + padding - i * dilation) / stride.
+// Along one axis, the taps that pixels first_pixel, first_pixel + stride, ... meet: an arithmetic progression. Tap i
+// reads grad_output at (pixel + padding - i * dilation) / stride.
 struct Phase {
-    Index first_tap = 0, tap_step = 1;
-    std::vector<Index> reads;  // for pixel `phase`; may be outside grad_output
+    Index first_pixel, first_tap;
+    std::vector<Index> reads;  // for the first pixel; may be outside grad_output
+};
 
-    Phase(Index phase, Index kernel, Index stride, Index dilation, Index padding) {
-        tap_step = stride / std::gcd(stride, dilation);
-        for (first_tap = 0; first_tap < kernel; ++first_tap)
-            if ((phase + padding - first_tap * dilation) % stride == 0) break;
-        for (Index i = first_tap; i < kernel; i += tap_step) reads.push_back((phase + padding - i * dilation) / stride);
+// The phases of one axis that a tap meets, of `all` that there are.
+struct Phases {
+    Index all, tap_step;
+    std::vector<Phase> met;
+
+    Phases(Index size, Index kernel, Index stride, Index dilation, Index padding, parallel::Lookout& lookout)
+        : all(std::min(stride, size)), tap_step(stride / std::gcd(stride, dilation)) {
+        for (Index tap = 0; tap < std::min(kernel, tap_step); ++tap) {
+            const Index pixel = ((tap * dilation - padding) % stride + stride) % stride;
+            if (pixel >= size) continue;
+            Phase phase{pixel, tap, {}};
+            for (Index i = tap; i < kernel; i += tap_step, lookout.after(1))
+                phase.reads.push_back((pixel + padding - i * dilation) / stride);
+            met.push_back(std::move(phase));
+        }
     }
 };
 
@@ -32,45 +43,54 @@ void input_gradient(const Convolution& g, const View<const T>& grad_output, cons
     const auto& [yn, yo, yh, yw] = grad_output.strides;
     const auto& [wo, wc, wh, ww] = weight.strides;
     const auto& [xn, xc, xh, xw] = gradient.strides;
-    const bool has_bias = bias.data != nullptr;
 
-    for (Index top = 0; top < std::min(g.stride.h, g.height); ++top)
-        for (Index left = 0; left < std::min(g.stride.w, g.width); ++left) {
-            const Phase h(top, g.kernel_height, g.stride.h, g.dilation.h, g.padding.top);
-            const Phase w(left, g.kernel_width, g.stride.w, g.dilation.w, g.padding.left);
-            const bool none = h.reads.empty() || w.reads.empty();
+    Contraction every;  // what all phases share
+    every.batches = g.samples;
+    every.groups = g.groups;
+    every.rows = g.group_channels();
+    every.planes = g.group_outputs();
+    every.step = {1, 1};
+    every.image_size = {grad_output.shape[2], grad_output.shape[3]};
+    every.image = {.data = grad_output.data, .batch = yn, .group = every.planes * yo, .plane = yo, .h = yh, .w = yw};
+    every.output = {.data = gradient.data, .batch = xn, .group = every.rows * xc, .row = xc, .h = xh, .w = xw};
+    every.bias = bias.data;
+    every.bias_group = every.rows * bias.stride;
+    every.bias_row = bias.stride;
+    every.rounding = rounding;
+    auto run_phase = [&](Contraction c) {
+        const Loops loops{c.planes, static_cast<Index>(c.row_taps.size()), static_cast<Index>(c.column_taps.size())};
+        const bool has_bias = c.bias != nullptr;
+        set_arithmetic<T>(c, summation, lower(summation, loops, has_bias, sizeof(T) == 4, execution.interrupted),
+                          has_bias);
+        run(std::move(c), execution);
+    };
 
-            Contraction c;
-            c.batches = g.samples;
-            c.groups = g.groups;
-            c.rows = g.group_channels();
-            c.planes = g.group_outputs();
-            c.columns = {(g.height - top - 1) / g.stride.h + 1, (g.width - left - 1) / g.stride.w + 1};
+    parallel::Lookout lookout(execution.interrupted);
+    const Phases rows(g.height, g.kernel_height, g.stride.h, g.dilation.h, g.padding.top, lookout);
+    const Phases columns(g.width, g.kernel_width, g.stride.w, g.dilation.w, g.padding.left, lookout);
+    // Every pixel gets the sum of no terms first, those that meet some their own afterwards.
+    if (static_cast<Index>(rows.met.size()) < rows.all || static_cast<Index>(columns.met.size()) < columns.all) {
+        Contraction c = every;
+        c.columns = c.image_size = {g.height, g.width};
+        run_phase(std::move(c));
+    }
+    for (const Phase& h : rows.met)
+        for (const Phase& w : columns.met) {
+            Contraction c = every;
+            c.columns = {(g.height - h.first_pixel - 1) / g.stride.h + 1,
+                         (g.width - w.first_pixel - 1) / g.stride.w + 1};
             c.row_taps = h.reads;
             c.column_taps = w.reads;
-            c.step = {1, 1};
-            c.image_size = {grad_output.shape[2], grad_output.shape[3]};
-            c.image = {.data = grad_output.data, .batch = yn, .group = c.planes * yo, .plane = yo, .h = yh, .w = yw};
-            c.panel = {.data = weight.data + (none ? 0 : h.first_tap * wh + w.first_tap * ww),
+            c.panel = {.data = weight.data + h.first_tap * wh + w.first_tap * ww,
                        .group = c.planes * wo,
                        .row = wc,
                        .plane = wo,
-                       .h = h.tap_step * wh,
-                       .w = w.tap_step * ww};
-            c.output = {.data = gradient.data + top * xh + left * xw,
-                        .batch = xn,
-                        .group = c.rows * xc,
-                        .row = xc,
-                        .h = g.stride.h * xh,
-                        .w = g.stride.w * xw};
-            c.bias = bias.data;
-            c.bias_group = c.rows * bias.stride;
-            c.bias_row = bias.stride;
-            const Loops loops{c.planes, static_cast<Index>(c.row_taps.size()),
-                              static_cast<Index>(c.column_taps.size())};
-            set_arithmetic<T>(c, summation, lower(summation, loops, has_bias, sizeof(T) == 4), has_bias);
-            c.rounding = rounding;
-            run(std::move(c), execution);
+                       .h = rows.tap_step * wh,
+                       .w = columns.tap_step * ww};
+            c.output.data = gradient.data + h.first_pixel * xh + w.first_pixel * xw;
+            c.output.h = g.stride.h * xh;
+            c.output.w = g.stride.w * xw;
+            run_phase(std::move(c));
         }
 }
 

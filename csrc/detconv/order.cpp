@@ -11,7 +11,7 @@ constexpr Index largest_number = Index(1) << 48;
 
 class Parser {
 public:
-    explicit Parser(std::string_view text) : text_(text) {}
+    Parser(std::string_view text, const parallel::InterruptCheck& interrupted) : text_(text), lookout_(interrupted) {}
 
     Expression all() {
         Expression e = items(0);
@@ -73,6 +73,7 @@ private:
     }
 
     Item item(int depth) {
+        lookout_.after(1);
         if (accept("bias")) return {Bias{}};
         if (accept("f")) return {Term{number(), true}};
         if (accept("m")) return {Term{number(), false}};
@@ -103,12 +104,17 @@ private:
 
     std::string_view text_;
     std::size_t at_ = 0;
+    parallel::Lookout lookout_;
 };
 
 class Lowering {
 public:
-    Lowering(Index terms, bool has_bias, bool is_float32)
-        : terms_(terms), has_bias_(has_bias), is_float32_(is_float32), seen_(static_cast<std::size_t>(terms), false) {}
+    Lowering(Index terms, bool has_bias, bool is_float32, const parallel::InterruptCheck& interrupted)
+        : terms_(terms),
+          has_bias_(has_bias),
+          is_float32_(is_float32),
+          seen_(static_cast<std::size_t>(terms), false),
+          lookout_(interrupted) {}
 
     Program program(const Expression& e) {
         started_ = false;
@@ -124,7 +130,10 @@ public:
 private:
     // Items of a chain run on the current accumulator; `wide` tells whether it is a double.
     void chain(const Expression& e, Index shift, bool wide) {
-        for (const Item& item : e.items) std::visit([&](const auto& value) { lower(value, shift, wide); }, item.value);
+        for (const Item& item : e.items) {
+            lookout_.after(1);
+            std::visit([&](const auto& value) { lower(value, shift, wide); }, item.value);
+        }
     }
 
     void lower(const Term& term, Index shift, bool wide) {
@@ -189,11 +198,13 @@ private:
     bool bias_seen_ = false, started_ = false;
     int depth_ = 0;
     Program program_;
+    parallel::Lookout lookout_;
 };
 
-void print_to(std::string& out, const Expression& e) {
+void print_to(std::string& out, const Expression& e, parallel::Lookout& lookout) {
     bool first = true;
     for (const Item& item : e.items) {
+        lookout.after(1);
         if (!std::exchange(first, false)) out += ' ';
         if (const auto* term = std::get_if<Term>(&item.value)) {
             out += (term->fused ? 'f' : 'm') + std::to_string(term->number);
@@ -201,13 +212,13 @@ void print_to(std::string& out, const Expression& e) {
             out += "bias";
         } else if (const auto* bracket = std::get_if<Bracket>(&item.value)) {
             out += bracket->wide ? "d[" : "[";
-            print_to(out, bracket->inner);
+            print_to(out, bracket->inner, lookout);
             out += ']';
         } else {
             const auto& repeat = std::get<Repeat>(item.value);
             out += std::to_string(repeat.count) + "x(" + (repeat.stride < 0 ? "" : "+") +
                    std::to_string(repeat.stride) + "){";
-            print_to(out, repeat.inner);
+            print_to(out, repeat.inner, lookout);
             out += '}';
         }
     }
@@ -215,16 +226,20 @@ void print_to(std::string& out, const Expression& e) {
 
 }  // namespace
 
-Expression parse(std::string_view text) { return Parser(text).all(); }
+Expression parse(std::string_view text, const parallel::InterruptCheck& interrupted) {
+    return Parser(text, interrupted).all();
+}
 
-std::string print(const Expression& expression) {
+std::string print(const Expression& expression, const parallel::InterruptCheck& interrupted) {
     std::string out;
-    print_to(out, expression);
+    parallel::Lookout lookout(interrupted);
+    print_to(out, expression, lookout);
     return out;
 }
 
-Program lower(const Expression& expression, Index terms, bool has_bias, bool is_float32) {
-    return Lowering(terms, has_bias, is_float32).program(expression);
+Program lower(const Expression& expression, Index terms, bool has_bias, bool is_float32,
+              const parallel::InterruptCheck& interrupted) {
+    return Lowering(terms, has_bias, is_float32, interrupted).program(expression);
 }
 
 }  // namespace detconv::order

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "geometry.hpp"
+#include "parallel.hpp"
 #include "program.hpp"
 
 namespace detconv::order {
@@ -36,13 +37,14 @@ struct Item {
     std::variant<Term, Bias, Bracket, Repeat> value;
 };
 
-// Throws InvalidArgument with the 1-based column of the error.
-Expression parse(std::string_view text);
+// Throws InvalidArgument with the 1-based column of the error; Interrupted, as the others do, for texts can be long.
+Expression parse(std::string_view text, const parallel::InterruptCheck& interrupted = parallel::never);
 
 // Canonical text: items separated by single spaces.
-std::string print(const Expression& expression);
+std::string print(const Expression& expression, const parallel::InterruptCheck& interrupted = parallel::never);
 
 // Terms 0..terms-1 must each appear once, and the bias once if there is one; throws InvalidArgument otherwise.
-Program lower(const Expression& expression, Index terms, bool has_bias, bool is_float32);
+Program lower(const Expression& expression, Index terms, bool has_bias, bool is_float32,
+              const parallel::InterruptCheck& interrupted = parallel::never);
 
 }  // namespace detconv::order

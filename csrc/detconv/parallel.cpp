@@ -1,7 +1,11 @@
 #include "parallel.hpp"
 
+#include <algorithm>
 #include <exception>
+#include <future>
 #include <mutex>
+#include <thread>
+#include <vector>
 
 #if defined(__SSE2__)
 #    include <immintrin.h>
@@ -10,6 +14,10 @@
 #endif
 #if defined(_OPENMP)
 #    include <omp.h>
+#endif
+#if defined(__linux__)
+#    include <sys/syscall.h>
+#    include <unistd.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #    include <pthread.h>
@@ -20,6 +28,7 @@ namespace detconv::parallel {
 namespace {
 
 std::atomic<int> requested_threads{0};
+std::atomic<int> allowed_threads{most_threads};  // fewer once the system has refused to start one
 std::atomic<bool> in_forked_child{false};
 
 #if defined(DETCONV_HAS_FORK)
@@ -57,6 +66,51 @@ unsigned read_flags() { return static_cast<unsigned>(std::fetestexcept(FE_ALL_EX
 void clear_flags() { std::feclearexcept(FE_ALL_EXCEPT); }
 #endif
 
+#if defined(_OPENMP)
+// Waits until the system counts threads that were joined no more, which takes it a moment.
+void wait_until_gone([[maybe_unused]] const std::vector<std::atomic<long>>& ids) {
+#    if defined(__linux__)
+    constexpr int patience = 10000;
+    for (const auto& id : ids)
+        for (int i = 0; i < patience && id != 0 && ::syscall(SYS_tgkill, ::getpid(), id.load(), 0) == 0; ++i)
+            std::this_thread::yield();
+#    endif
+}
+
+// How many of the threads that a call wants it can have. OpenMP's runtime ends the process where it is refused one, so
+// as many as it still has to start for this thread are started and ended first.
+int threads_that_start(int wanted) {
+    thread_local int running = 1;  // the runtime keeps as many as the last call of this thread had
+    wanted = std::min(wanted, allowed_threads.load(std::memory_order_relaxed));
+    if (wanted > running) {
+        const auto missing = static_cast<std::size_t>(wanted - running);
+        std::promise<void> all_started;
+        const std::shared_future<void> end = all_started.get_future().share();
+        std::vector<std::atomic<long>> ids(missing);
+        std::vector<std::thread> threads;
+        threads.reserve(missing);
+        try {
+            while (threads.size() < missing)
+                threads.emplace_back([end, &id = ids[threads.size()]] {
+#    if defined(__linux__)
+                    id = ::syscall(SYS_gettid);
+#    endif
+                    end.wait();
+                });
+        } catch (const std::exception&) {
+            // Half of what is left: others start threads, too.
+            wanted = running + static_cast<int>(threads.size() / 2);
+            allowed_threads = wanted;
+        }
+        all_started.set_value();
+        for (std::thread& thread : threads) thread.join();
+        wait_until_gone(ids);
+    }
+    running = wanted;
+    return wanted;
+}
+#endif
+
 int openmp_threads() {
 #if defined(_OPENMP)
     return omp_get_max_threads();
@@ -71,11 +125,14 @@ int num_threads() {
     if (in_forked_child.load(std::memory_order_relaxed)) return 1;
     const int requested = requested_threads.load(std::memory_order_relaxed);
     if (requested > 0) return requested;
-    static const int found = openmp_threads();
+    static const int found = std::clamp(openmp_threads(), 1, most_threads);
     return found;
 }
 
-void set_num_threads(int threads) { requested_threads = threads; }
+void set_num_threads(int threads) {
+    requested_threads = threads;
+    allowed_threads = most_threads;  // the system is asked anew
+}
 
 bool has_openmp() {
 #if defined(_OPENMP)
@@ -96,14 +153,19 @@ Flags Flags::read() {
             (flags & flag_invalid) != 0};
 }
 
-void Control::poll() {
-    const auto now = std::chrono::steady_clock::now();
-    if (now < next_) return;
-    next_ = now + std::chrono::milliseconds(100);
-    if (check_()) {
-        interrupted_ = true;
-        stop();
-    }
+const InterruptCheck never;
+
+bool InterruptCheck::requested() const {
+    if (!ask_) return false;
+    const auto now = Clock::now();
+    if (now < next_) return false;
+    next_ = now + pause;
+    return ask_();
+}
+
+void Lookout::look() {
+    work_ = 0;
+    if (check_.requested()) throw Interrupted();
 }
 
 void run(int threads, Control& control, const std::function<void(int)>& body) {
@@ -120,6 +182,7 @@ void run(int threads, Control& control, const std::function<void(int)>& body) {
         }
     };
 #if defined(_OPENMP)
+    if (threads > 1) threads = threads_that_start(threads);
     if (threads > 1) {
 #    pragma omp parallel num_threads(threads)
         guarded(omp_get_thread_num());

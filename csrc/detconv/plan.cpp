@@ -30,10 +30,11 @@ bool has_adjacent_planes(const Contraction& c) { return c.image.plane == 1 && c.
 
 }  // namespace
 
-Plan::Plan(const Contraction& contraction, const Execution& execution)
+Plan::Plan(const Contraction& contraction, const Execution& execution, parallel::Lookout& lookout)
     : c(contraction),
-      rows(contraction.row_taps, contraction.step.h, contraction.columns.h),
-      columns(contraction.column_taps, contraction.step.w, contraction.columns.w) {
+      rows(contraction.row_taps, contraction.step.h, contraction.columns.h, lookout),
+      columns(contraction.column_taps, contraction.step.w, contraction.columns.w, lookout),
+      lookout_(lookout) {
     terms = c.terms();
     term_size = c.is_float32 ? 4 : 8;
     element_size = c.accumulator == Accumulator::wide ? 8 : term_size;
@@ -49,6 +50,8 @@ Plan::Plan(const Contraction& contraction, const Execution& execution)
     lay_out();
     find_neighbours();
     skip_padding();
+    if (c.rescued) rescue.code = c.rescue.code, cut_into_stretches(rescue);
+    for (Variant& variant : variants) cut_into_stretches(variant);
     share_work(execution.threads);
     if (c.certified) choose_bounds();
 }
@@ -170,10 +173,12 @@ double Plan::cost(const TileKernel& k, const Walk& walk, Index fused, Index roun
 double Plan::kept_share(const TileKernel& k, const Walk& walk) const {
     if (walk.wraps || walk.gathered > 0 || !skips_padding) return 1;
     // Of one dimension: tiles of so many columns each, and all of their taps but those that no column has in the image.
-    auto kept = [](const std::vector<Index>& taps, Index columns, Index of_tile, Index step, Index origin, Index size) {
+    auto kept = [&](const std::vector<Index>& taps, Index columns, Index of_tile, Index step, Index origin,
+                    Index size) {
         const Index tiles = divide_up(columns, of_tile);
         Index skipped = 0;
         for (const Index tap : taps) {
+            lookout_.after(1);
             const Index before = std::clamp<Index>(divide_up(origin - tap, step), 0, columns),
                         until = std::clamp<Index>(divide_up(origin + size - tap, step), 0, columns);
             skipped += (before == columns ? tiles : before / of_tile) + tiles - divide_up(until, of_tile);
@@ -189,6 +194,7 @@ void Plan::choose_kernel(const Kernels& kernels, int threads) {
     double best = 0;
     Index fused = 0, rounded = 0;
     for (const Instruction& i : c.program.code) {
+        lookout_.after(1);
         if (i.op == Op::fused) fused += i.end - i.begin;
         if (i.op == Op::rounded) rounded += i.end - i.begin;
     }
@@ -267,7 +273,7 @@ void Plan::lay_out() {
     taps.reserve(static_cast<std::size_t>(terms));
     for (Index p = 0; p < c.planes; ++p)
         for (Index i = 0; i < rows.taps(); ++i)
-            for (Index j = 0; j < columns.taps(); ++j)
+            for (Index j = 0; j < columns.taps(); ++j, lookout_.after(1))
                 taps.push_back(in_place
                                    ? p * c.image.plane + c.row_taps[static_cast<std::size_t>(i)] * c.image.h +
                                          c.column_taps[static_cast<std::size_t>(j)]
@@ -277,11 +283,12 @@ void Plan::lay_out() {
     if (!sequence.empty()) {
         const std::vector<Index> by_term(taps);
         for (std::size_t r = 0; r < taps.size(); ++r) {
+            lookout_.after(1);
             const auto term = static_cast<std::size_t>(sequence[r]);
             taps[r] = by_term[term], position[term] = static_cast<Index>(r);
         }
     }
-    panel_terms = PanelTerms(c, position);
+    panel_terms = PanelTerms(c, position, lookout_);
     if (gathers) {
         // Room for a tile that sticks out, and for a vector that is stored whole.
         gathered_pitch = round_up(chunk_batches * chunk_h * chunk_w, kernel->columns()) + 64 / element_size;
@@ -299,7 +306,8 @@ void Plan::lay_out() {
     if (columns_are_batches || scattered) variants[0] = without(std::vector<bool>(static_cast<std::size_t>(window)));
 }
 
-PanelTerms::PanelTerms(const Contraction& c, const std::vector<Index>& given) : position(given) {
+PanelTerms::PanelTerms(const Contraction& c, const std::vector<Index>& given, parallel::Lookout& lookout)
+    : position(given) {
     const Contraction::Operand& p = c.panel;
     const auto nh = static_cast<Index>(c.row_taps.size()), nw = static_cast<Index>(c.column_taps.size());
     const bool even_plane = nh == 1 || nw == 1 || p.h == nw * p.w;
@@ -313,6 +321,7 @@ PanelTerms::PanelTerms(const Contraction& c, const std::vector<Index>& given) : 
         position.clear();
         for (Index tap = 0; tap < segments; ++tap)
             for (Index plane = 0; plane < c.planes; ++plane) {
+                lookout.after(1);
                 const Index term = plane * segments + tap;
                 position.push_back(given.empty() ? term : given[static_cast<std::size_t>(term)]);
             }
@@ -365,9 +374,11 @@ void Plan::skip_padding() {
     Index budget = (Index(1) << 15) + 8 * terms;
     variant_of.reserve(static_cast<std::size_t>(c.columns.h * of_row));
     for (Index row = 0; row < c.columns.h; ++row) {
+        lookout_.after(static_cast<Index>(c.row_taps.size()) + of_row);
         above.clear();
         for (const Index tap : c.row_taps) above.push_back(is_padding(tap, row, *kernel));
         for (Index column = 0; column < of_row; ++column) {
+            lookout_.after(columns_are_batches ? static_cast<Index>(beside.size()) : 1);
             for (std::size_t j = 0; columns_are_batches && j < beside.size(); ++j)
                 beside[j] = is_padding_beside(c.column_taps[j], column);
             if (!variant_of.empty() && above == last_above && beside == last_beside) {
@@ -394,11 +405,13 @@ void Plan::skip_padding() {
 Plan::Variant Plan::without(const std::vector<bool>& skip) const {
     Variant rest;
     for (Instruction i : c.program.code) {
+        lookout_.after(1);
         if (i.op == Op::fused || i.op == Op::rounded) {
             const auto begin = static_cast<Index>(rest.taps.size());
             for (auto r = static_cast<std::size_t>(i.begin); r < static_cast<std::size_t>(i.end); ++r) {
                 const std::size_t term =
                     c.program.sequence.empty() ? r : static_cast<std::size_t>(c.program.sequence[r]);
+                lookout_.after(1);
                 if (skip[term % skip.size()]) continue;
                 rest.taps.push_back(variants[0].taps[r]);
                 rest.panel_offsets.push_back(static_cast<Index>(r) * kernel->rows());
@@ -410,6 +423,41 @@ Plan::Variant Plan::without(const std::vector<bool>& skip) const {
     }
     rest.taps.resize(rest.taps.size() + Tile::ahead);
     return rest;
+}
+
+// Where a tile runs for long, it does so in stretches. Runs are cut where a stretch ends; the accumulators stay, and so
+// do the bits.
+void Plan::cut_into_stretches(Variant& variant) const {
+    constexpr Index most = parallel::work_between_looks;
+    std::vector<Instruction>& code = variant.code;
+    if (terms + static_cast<Index>(code.size()) <= most) return;
+    auto length = [](const Instruction& i) { return i.end - i.begin; };
+    if (std::ranges::any_of(code, [&](const Instruction& i) { return length(i) > most; })) {
+        std::vector<Instruction> cut;
+        for (Instruction i : code) {
+            for (const Index end = i.end; length(i) > most; i.begin = i.end, i.end = end) {
+                i.end = i.begin + most;
+                cut.push_back(i);
+            }
+            cut.push_back(i);
+        }
+        code = std::move(cut);
+    }
+    int depth = 0;
+    Stretch stretch{0, 0, 0};
+    Index work = 0;
+    for (; stretch.end < code.size(); ++stretch.end) {
+        lookout_.after(1);
+        const Instruction& i = code[stretch.end];
+        if (work > 0 && work + length(i) + 1 > most) {
+            variant.stretches.push_back(stretch);
+            stretch = {stretch.end, stretch.end, depth};
+            work = 0;
+        }
+        work += length(i) + 1;
+        depth += i.op == Op::push ? 1 : i.op == Op::join ? -1 : 0;
+    }
+    variant.stretches.push_back(stretch);
 }
 
 Contraction::Output Plan::kept() const {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <unordered_map>
 #include <vector>
 
 #include "driver.hpp"
@@ -33,15 +34,22 @@ struct Axis {
     std::vector<Index> origin;         // of each run, in tap coordinates
     std::vector<Index> run, position;  // of each tap, for the chunk's first column
 
-    Axis(const std::vector<Index>& taps, Index given_step, Index columns) : step(given_step) {
+    Axis(const std::vector<Index>& taps, Index given_step, Index columns, parallel::Lookout& lookout)
+        : step(given_step) {
         if (columns == 1) {  // any step will do: the longest, so that nothing between the taps is copied
             step = 0;
             for (const Index tap : taps) step = std::gcd(step, tap - taps.front());
             step = std::max<Index>(step, 1);
         }
+        // Few runs are searched, as there mostly are few; many (a step of thousands) are looked up.
+        constexpr std::size_t few = 16;
+        std::unordered_map<Index, std::size_t> run_of;  // by the residue
+        auto residue = [&](Index tap) { return (tap % step + step) % step; };
         for (const Index tap : taps) {
+            lookout.after(1);
             std::size_t r = 0;
-            while (r < origin.size() && (tap - origin[r]) % step != 0) ++r;
+            while (r < std::min(few, origin.size()) && (tap - origin[r]) % step != 0) ++r;
+            if (r == few) r = run_of.try_emplace(residue(tap), origin.size()).first->second;
             if (r == origin.size()) origin.push_back(tap);
             origin[r] = std::min(origin[r], tap);
             run.push_back(static_cast<Index>(r));
@@ -82,14 +90,14 @@ struct PanelTerms {
     std::vector<Index> position;  // in the sequence, of the terms as they lie; empty: as they lie
 
     PanelTerms() = default;
-    PanelTerms(const Contraction& contraction, const std::vector<Index>& position);
+    PanelTerms(const Contraction& contraction, const std::vector<Index>& position, parallel::Lookout& lookout);
     Index of_piece() const { return segments * segment_terms; }
 };
 
 class Plan {
 public:
-    // Keeps a reference to the contraction.
-    Plan(const Contraction& contraction, const Execution& execution);
+    // Keeps a reference to the contraction. Throws Interrupted where the lookout does.
+    Plan(const Contraction& contraction, const Execution& execution, parallel::Lookout& lookout);
 
     const Contraction& c;
     const TileKernel* kernel = nullptr;
@@ -122,9 +130,11 @@ public:
     // some taps, whose terms change no bit where the weights are finite (contract, point 7; never for Kahan).
     struct Variant {
         std::vector<Instruction> code;
+        std::vector<Stretch> stretches;          // of a long program; empty: it runs in one
         std::vector<Index> taps, panel_offsets;  // of its terms; no offsets: all terms of a panel, as they lie
     };
     std::vector<Variant> variants;
+    Variant rescue;                         // the contraction's, which has the same terms
     std::vector<std::uint16_t> variant_of;  // a row of columns, a pixel if batches are abreast; empty: always the first
 
     Index panels, panel_elements, panel_block;  // per group; block: bytes of a panel with its bias and bounds
@@ -136,6 +146,14 @@ public:
     double gamma = 0;
     // Certify by the largest magnitude of a chunk first, and by the norms of its windows only where that does not do.
     bool bounds_coarsely = false;
+
+    // How the plan goes over the columns.
+    const char* walk() const {
+        if (gathers) return "gathered";
+        if (columns_are_batches) return "abreast";
+        if (in_place) return wraps ? "in place, wrapped" : "in place";
+        return wraps ? "copied, wrapped" : "copied";
+    }
 
     Index chunks() const { return divide_up(c.batches, chunk_batches) * chunks_h * chunks_w; }
     Chunk chunk(Index number) const {
@@ -169,6 +187,8 @@ public:
     }
 
 private:
+    parallel::Lookout& lookout_;  // while it is made
+
     bool could_stay_in_place(const TileKernel& k, bool wrapping) const;
     Index copy_bytes(const TileKernel& k, Index h, Index w) const;
     Index batches_at_once(const TileKernel& k, Index columns_of_each, Index bytes_of_each, int threads) const;
@@ -191,6 +211,7 @@ private:
     void find_neighbours();
     void skip_padding();
     Variant without(const std::vector<bool>& skip) const;
+    void cut_into_stretches(Variant& variant) const;
     void share_work(int threads);
     void choose_bounds();
 };

@@ -4,6 +4,7 @@
 // them) know of each other.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -24,6 +25,12 @@ struct Instruction {
     Op op;
     bool narrow = false;  // in a wide (double) accumulator: do this one operation in the element type
     std::int64_t begin = 0, end = 0;
+};
+
+// A part of a long program, after which the one who runs it may stop to look around.
+struct Stretch {
+    std::size_t begin, end;  // instructions
+    int depth = 0;           // of the stack, at the start
 };
 
 struct Program {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "order.hpp"
+#include "parallel.hpp"
 
 // The contract counts roundings: float and double arithmetic must be IEEE's, with no extra precision (no x87).
 static_assert(FLT_EVAL_METHOD == 0 && std::numeric_limits<float>::is_iec559 && std::numeric_limits<double>::is_iec559);
@@ -51,14 +52,16 @@ bool parse_loops(std::string_view text, std::array<int, 3>& loops) {
 }
 
 // The sequence of a loop order: position to term number. Empty for the identity.
-std::vector<Index> sequence_of(const std::array<int, 3>& loops, const Loops& extents) {
+std::vector<Index> sequence_of(const std::array<int, 3>& loops, const Loops& extents,
+                               const parallel::InterruptCheck& interrupted) {
     if (loops == std::array<int, 3>{0, 1, 2}) return {};
     const Loops strides{extents[1] * extents[2], extents[2], 1};
     auto axis = [&](int level) { return static_cast<std::size_t>(loops[static_cast<std::size_t>(level)]); };
     std::vector<Index> sequence;
     sequence.reserve(static_cast<std::size_t>(extents[0] * extents[1] * extents[2]));
+    parallel::Lookout lookout(interrupted);
     for (Index a = 0; a < extents[axis(0)]; ++a)
-        for (Index b = 0; b < extents[axis(1)]; ++b)
+        for (Index b = 0; b < extents[axis(1)]; ++b, lookout.after(extents[axis(2)]))
             for (Index c = 0; c < extents[axis(2)]; ++c)
                 sequence.push_back(a * strides[axis(0)] + b * strides[axis(1)] + c * strides[axis(2)]);
     return sequence;
@@ -88,7 +91,9 @@ private:
     int depth_ = 0;
 };
 
-void emit_terms(Program& program, Op op, Index terms, Index block, bool start_with_bias) {
+void emit_terms(Program& program, Op op, Index terms, Index block, bool start_with_bias,
+                const parallel::InterruptCheck& interrupted) {
+    parallel::Lookout lookout(interrupted);
     Counter counter(program);
     Index begin = 0;
     do {
@@ -98,14 +103,16 @@ void emit_terms(Program& program, Op op, Index terms, Index block, bool start_wi
         if (end > begin) program.code.push_back({op, false, begin, end});
         counter.end();
         begin = end;
+        lookout.after(1);
     } while (begin < terms);
     counter.fold();
 }
 
-Program lower_loops(const Summation& s, Index terms, Index block, bool fused, bool has_bias) {
+Program lower_loops(const Summation& s, Index terms, Index block, bool fused, bool has_bias,
+                    const parallel::InterruptCheck& interrupted) {
     Program program;
     const bool first = has_bias && s.bias() == BiasPosition::first;
-    emit_terms(program, fused ? Op::fused : Op::rounded, terms, block, first);
+    emit_terms(program, fused ? Op::fused : Op::rounded, terms, block, first, interrupted);
     if (has_bias && !first) program.code.push_back({Op::add_bias});
     return program;
 }
@@ -117,7 +124,7 @@ const char* name_of(BiasPosition value) { return bias_names[static_cast<std::siz
 const char* name_of(Samples value) { return samples_names[static_cast<std::size_t>(value)]; }
 
 Summation::Summation(std::string_view method, std::string_view order, std::string_view products, std::string_view bias,
-                     Index block, std::string_view samples)
+                     Index block, std::string_view samples, const parallel::InterruptCheck& interrupted)
     : method_(methods[index_of(method, method_names, "method")].method),
       products_(static_cast<Products>(index_of(products, products_names, "products"))),
       bias_(static_cast<BiasPosition>(index_of(bias, bias_names, "bias"))),
@@ -142,8 +149,8 @@ Summation::Summation(std::string_view method, std::string_view order, std::strin
             "order must be a permutation of \"c,kh,kw\" or a text in the order language, such as "
             "\"25x(+1){16x(+25){f0}} bias\"; got \"" +
             shortened(order) + '"');
-    expression_ = std::make_shared<const order::Expression>(order::parse(order));
-    order_ = order::print(*expression_);
+    expression_ = std::make_shared<const order::Expression>(order::parse(order, interrupted));
+    order_ = order::print(*expression_, interrupted);
     auto fixed = [](bool holds, const char* field, const char* only, const std::string& got) {
         if (!holds)
             throw InvalidArgument(std::string(field) + " must be " + only +
@@ -157,21 +164,24 @@ Summation::Summation(std::string_view method, std::string_view order, std::strin
     method_ = Method::naive;
 }
 
-Program lower(const Summation& s, const Loops& loops, bool has_bias, bool is_float32) {
-    Program program = lower(s, loops[0] * loops[1] * loops[2], has_bias, is_float32);
+Program lower(const Summation& s, const Loops& loops, bool has_bias, bool is_float32,
+              const parallel::InterruptCheck& interrupted) {
+    Program program = lower(s, loops[0] * loops[1] * loops[2], has_bias, is_float32, interrupted);
     // The order of exact sums is free, and an explicit order has written its own sequence.
-    if (!s.has_explicit_order() && !row_of(s.method()).certified) program.sequence = sequence_of(s.loops(), loops);
+    if (!s.has_explicit_order() && !row_of(s.method()).certified)
+        program.sequence = sequence_of(s.loops(), loops, interrupted);
     return program;
 }
 
-Program lower(const Summation& s, Index terms, bool has_bias, bool is_float32) {
-    if (s.has_explicit_order()) return order::lower(s.expression(), terms, has_bias, is_float32);
+Program lower(const Summation& s, Index terms, bool has_bias, bool is_float32,
+              const parallel::InterruptCheck& interrupted) {
+    if (s.has_explicit_order()) return order::lower(s.expression(), terms, has_bias, is_float32, interrupted);
     const MethodRow& row = row_of(s.method());
     const bool fused = row.always_fused || s.products() == Products::fused;
     // A Twofold accumulator cannot be joined; its bound does not need it to be.
     const bool blocks = row.blocks && (is_float32 ? row.float32 : row.float64) != Accumulator::twofold;
     const Index block = !blocks ? std::max<Index>(terms, 1) : row.certified ? exact_block : s.block();
-    Program program = lower_loops(s, terms, block, fused, has_bias);
+    Program program = lower_loops(s, terms, block, fused, has_bias, interrupted);
     program.wide = is_float32 && row.float32 == Accumulator::wide;
     return program;
 }
@@ -199,7 +209,7 @@ Program lower_samples(const Summation& s, Index terms, Index samples, bool is_fl
 }
 
 Program lower_naive(const Summation& s, Index terms, bool has_bias) {
-    return lower_loops(s, terms, std::max<Index>(terms, 1), s.products() == Products::fused, has_bias);
+    return lower_loops(s, terms, std::max<Index>(terms, 1), s.products() == Products::fused, has_bias, parallel::never);
 }
 
 }  // namespace detconv

@@ -12,6 +12,11 @@
 
 namespace detconv {
 
+namespace parallel {  // parallel.hpp, which the kernels have no use for
+class InterruptCheck;
+extern const InterruptCheck never;
+}  // namespace parallel
+
 // What one accumulator does with one term: the structs of arithmetic.hpp.
 enum class Accumulator : std::uint8_t { plain, kahan, wide, twofold };
 
@@ -55,7 +60,7 @@ class Summation {
 public:
     // Texts as the user writes them; throws InvalidArgument naming the field and what is valid.
     Summation(std::string_view method, std::string_view order, std::string_view products, std::string_view bias,
-              Index block, std::string_view samples);
+              Index block, std::string_view samples, const parallel::InterruptCheck& interrupted = parallel::never);
 
     Method method() const { return method_; }
     Products products() const { return products_; }
@@ -88,10 +93,12 @@ const char* name_of(Samples);
 using Loops = std::array<Index, 3>;
 
 // The program of a summation over the terms of three loops, which its order permutes.
-Program lower(const Summation& summation, const Loops& loops, bool has_bias, bool is_float32);
+Program lower(const Summation& summation, const Loops& loops, bool has_bias, bool is_float32,
+              const parallel::InterruptCheck& interrupted = parallel::never);
 
 // The same over terms that have one sequence only (the pixels of a weight gradient).
-Program lower(const Summation& summation, Index terms, bool has_bias, bool is_float32);
+Program lower(const Summation& summation, Index terms, bool has_bias, bool is_float32,
+              const parallel::InterruptCheck& interrupted = parallel::never);
 
 // The same for so many samples, one after the other, whose sums are rounded to the element type and joined in the
 // aligned binary tree. Not for accumulators whose sums cannot be joined inside a program: see can_join_samples.

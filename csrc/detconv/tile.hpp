@@ -24,7 +24,11 @@ struct Tile {
     Index code_size;
     const void* bias;  // of the tile's rows, in the accumulator's type
     void* stack;       // Program::depth levels
-    void* totals;      // the accumulators' values: [broadcast][vector][lane]
+    void* totals;      // the accumulators' values: [broadcast][vector][lane]; of some, a second part follows
+    // A long program runs in stretches: one that continues finds the accumulators where the one before, which pauses,
+    // has left them.
+    bool continues = false, pauses = false;
+    Index depth = 0;  // levels of the stack that are in use at the start
 
     // Where there are panel offsets, the kernel asks for the image of a term so many terms ahead; `taps` then has so
     // many more. Where every term is on a line of its own that no prefetcher foresees, the second-level cache's answer

@@ -33,13 +33,13 @@ void run_over_pixels(Contraction& c, Index samples, const Summation& summation, 
     if (summation.samples() == Samples::sequence) {
         in_planes(samples);
         check_terms(c.terms());
-        program = lower(summation, c.terms(), false, is_float32);
+        program = lower(summation, c.terms(), false, is_float32, execution.interrupted);
         c.rounding = rounding;
     } else {
         check_terms(terms);
         c.samples = std::max<Index>(samples, 1);
         if (samples == 0) c.planes = 0;
-        program = lower(summation, terms, false, is_float32);
+        program = lower(summation, terms, false, is_float32, execution.interrupted);
         const Index at_once = samples_at_once(samples, std::max<Index>(terms, 1));
         if (at_once > 1 && c.planes == 1 && can_join_samples(summation)) {
             in_planes(at_once);

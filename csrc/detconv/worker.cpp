@@ -27,6 +27,11 @@ void write(void* data, Index index, bool is_float32, double value) {
         static_cast<double*>(data)[index] = value;
 }
 
+// What starting a tile costs, in its terms.
+constexpr Index tile_work = 16;
+// Elements that are packed or copied at once take about a millisecond.
+constexpr Index elements_at_once = 1 << 20;
+
 }  // namespace
 
 void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk, Index panel,
@@ -71,7 +76,54 @@ void write_outputs(const Plan& plan, const Kernels& kernels, const Chunk& chunk,
     }
 }
 
-void Worker::pack(Index group, Index sample, Index number, const Panel& panel) const {
+// Packs a piece, if it is a large one a part at a time; tells whether all elements are finite.
+bool Worker::pack_terms(const PanelSource& source, char* to) {
+    auto pack_part = [&](const PanelSource& part, char* target) {
+        return !c_.is_float32            ? kernels_.pack_double(part, reinterpret_cast<double*>(target))
+               : plan_.element_size == 8 ? kernels_.pack_float_wide(part, reinterpret_cast<double*>(target))
+                                         : kernels_.pack_float(part, reinterpret_cast<float*>(target));
+    };
+    const Index most = elements_at_once / source.width;
+    if (source.segments * source.segment_terms <= most) return pack_part(source, to);
+    const Index segments = std::max<Index>(most / source.segment_terms, 1),
+                terms = std::min(source.segment_terms, most);
+    bool finite = true;
+    for (Index segment = 0; segment < source.segments; segment += segments)
+        for (Index term = 0; term < source.segment_terms; term += terms) {
+            if (should_stop(parallel::work_between_looks)) return finite;
+            const Index first = segment * source.segment_terms + term;
+            PanelSource part = source;
+            part.data =
+                offset(source.data, segment * source.segment_stride + term * source.term_stride, plan_.term_size);
+            part.segments = std::min(segments, source.segments - segment);
+            part.segment_terms = std::min(terms, source.segment_terms - term);
+            if (source.position != nullptr) part.position += first;
+            const Index target = source.position != nullptr ? 0 : first * source.width;
+            finite &= pack_part(part, offset(to, target, plan_.element_size));
+        }
+    return finite;
+}
+
+// The largest magnitude of each row of a panel, or the sum of its squares, if there are many a part at a time.
+void Worker::fold_panel(const Panel& panel) {
+    const int width = kernel_.rows();
+    const Index most = elements_at_once / width;
+    const auto* const elements = reinterpret_cast<const double*>(panel.data);
+    auto fold = c_.is_float32 ? kernels_.square_sums_double : kernels_.maxima_double;
+    fold(elements, std::min(most, plan_.terms), width, panel.row_norm);
+    std::vector<double> part;
+    for (Index first = most; first < plan_.terms; first += most) {
+        if (should_stop(parallel::work_between_looks)) return;
+        part.resize(static_cast<std::size_t>(width));
+        fold(elements + first * width, std::min(most, plan_.terms - first), width, part.data());
+        for (int m = 0; m < width; ++m) {
+            const double more = part[static_cast<std::size_t>(m)];
+            panel.row_norm[m] = c_.is_float32 ? panel.row_norm[m] + more : std::max(panel.row_norm[m], more);
+        }
+    }
+}
+
+void Worker::pack(Index group, Index sample, Index number, const Panel& panel) {
     const int width = kernel_.rows();
     const Index first = number * width;
     const int rows = static_cast<int>(std::min<Index>(width, c_.rows - first));
@@ -92,9 +144,8 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
         // Without positions, a piece is where it is.
         char* const to =
             offset(panel.data, terms.position.empty() ? i * terms.of_piece() * width : 0, plan_.element_size);
-        *panel.finite &= !c_.is_float32            ? kernels_.pack_double(source, reinterpret_cast<double*>(to))
-                         : plan_.element_size == 8 ? kernels_.pack_float_wide(source, reinterpret_cast<double*>(to))
-                                                   : kernels_.pack_float(source, reinterpret_cast<float*>(to));
+        *panel.finite &= pack_terms(source, to);
+        if (should_stop(source.segments * source.segment_terms)) return;
     }
 
     for (int m = 0; m < width; ++m) {
@@ -104,10 +155,7 @@ void Worker::pack(Index group, Index sample, Index number, const Panel& panel) c
         if (c_.certified) panel.bias_bound[m] = std::abs(bias) * plan_.gamma;
     }
     if (!c_.certified) return;
-    if (!c_.is_float32)
-        kernels_.maxima_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
-    else
-        kernels_.square_sums_double(reinterpret_cast<const double*>(panel.data), plan_.terms, width, panel.row_norm);
+    fold_panel(panel);
     if (c_.is_float32) kernels_.bound_roots(panel.row_norm, width, exact::rounded_up(plan_.terms));
     // Zero beside the rows that there are: next to a zero, its bound would be subnormal, which costs a hundred cycles.
     std::fill(panel.row_norm + rows, panel.row_norm + width, 0.0);
@@ -220,7 +268,11 @@ char* Worker::copy_images(Index group, Index sample, Index batch, Index first_ro
             const bool abreast = plan_.abreast > 1, several = abreast || count > 1;
             if (several) plane.planes = count, plane.plane_stride = 1, plane.plane_pitch = image_size;
             if (abreast) plane.plane_stride = c_.diagonal() ? source.row : source.batch;
-            for (Index p = 0; p < (several ? c_.planes : 1); ++p) {
+            const Index at_once =
+                several ? 1 : std::max<Index>(elements_at_once / std::max<Index>(plane.rows * plane.width, 1), 1);
+            for (Index p = 0; p < c_.planes; p += at_once) {
+                if (!several) plane.planes = std::min(at_once, c_.planes - p);
+                if (should_stop(plane.planes * plane.rows * plane.width / 16 + 1)) return target;
                 void* const to = target + (p * plan_.plane_size + first) * plan_.abreast * size;
                 plane.data = offset(data, p * source.plane + h * source.h + w * source.w, plan_.term_size);
                 auto copy = [&]<class T>(auto copy_planes, auto copy_abreast, T* copied) {
@@ -271,7 +323,7 @@ void Worker::gather_images(Index group, Index sample) {
 void Worker::measure_chunk() {
     const Index plane = plan_.rows.length(plan_.copy_h) * plan_.pitch * plan_.abreast;
     double largest = 0;
-    for (Index p = 0; p < c_.planes; ++p)
+    for (Index p = 0; p < c_.planes && !should_stop(plane / 16 + 1); ++p)
         largest = std::max(largest,
                            kernels_.largest_magnitude_double(
                                reinterpret_cast<const double*>(image_) + p * plan_.plane_size * plan_.abreast, plane));
@@ -293,7 +345,7 @@ void Worker::measure_columns() {
         const Index count = plan_.gathered_pitch;
         norms_ = norms_buffer_.at_least<double>(count);
         std::fill_n(norms_, count, 0.0);
-        for (Index r = 0; r < plan_.terms; ++r)
+        for (Index r = 0; r < plan_.terms && !should_stop(count / 16 + 1); ++r)
             (c_.is_float32 ? kernels_.add_squares_double : kernels_.add_magnitudes_double)(
                 reinterpret_cast<const double*>(image_) + r * count, count, norms_);
         (c_.is_float32 ? kernels_.bound_roots : kernels_.scale)(norms_, count, exact::rounded_up(plan_.terms));
@@ -311,10 +363,10 @@ void Worker::measure_columns() {
         const double* const first =
             reinterpret_cast<const double*>(image_) + plan_.first_tap_h * c_.image.h + plan_.first_tap_w;
         for (Index row = 0; row < rows; ++row)
-            for (Index p = 0; p < c_.planes; ++p)
+            for (Index p = 0; p < c_.planes && !should_stop(length / 16 + 1); ++p)
                 add(first + row * c_.image.h + p * c_.image.plane, length, sums + row * length);
     } else {
-        for (Index p = 0; p < c_.planes; ++p)
+        for (Index p = 0; p < c_.planes && !should_stop(rows * length / 16 + 1); ++p)
             add(reinterpret_cast<const double*>(image_) + p * plan_.plane_size * abreast, rows * length, sums);
     }
     // A tile that was shifted to stay inside the image starts before the chunk, and one that sticks out ends behind it:
@@ -396,7 +448,6 @@ void Worker::multiply_image(int rows, const Panel& panel, const Contraction::Out
     const Index last_top = c_.columns.h - tile_h - chunk_.h;
     const Index last_left = (wraps ? (c_.columns.h - 1 - chunk_.h) * row_step : -chunk_.w) + c_.columns.w - tile_w;
     for (Index h = 0; h < height; h += tile_h) {
-        if (should_stop()) return;
         const Index top = in_place && !wraps ? std::min(h, last_top) : h;
         const int skip_h = static_cast<int>(h - top);
         const Plan::Variant& variant = plan_.variant(chunk_.h + top, *panel.finite);
@@ -405,6 +456,7 @@ void Worker::multiply_image(int rows, const Panel& panel, const Contraction::Out
             const int skip_w = static_cast<int>(w - left);
             const Wanted wanted{rows, skip_h, skip_w, static_cast<int>(std::min(tile_h - skip_h, height - h)),
                                 static_cast<int>(std::min(tile_w - skip_w, width - w))};
+            if (should_stop(plan_.terms + tile_work)) return;
             if (fetches) fetch(offset(out.data, h * out.h + w * out.w, plan_.term_size), wanted, out);
             compute(panel, variant, {top, left * plan_.abreast}, wanted);
             // A tile that wraps has a piece of each row that it meets, and between them columns that are not wanted.
@@ -432,10 +484,10 @@ void Worker::multiply_batches(Index number, int rows, const Panel& panel, const 
     Contraction::Output to = turns ? plan_.kept() : out;
     if (turns) to.data = turned_buffer_.at_least<char>(plan_.kept_outputs() * plan_.term_size);
     for (Index h = 0; h < chunk_.height; ++h) {
-        if (should_stop()) return;
         for (Index w = 0; w < chunk_.width; ++w) {
             const Plan::Variant& variant = plan_.variant(h * chunk_.width + w, *panel.finite);
             for (Index batch = 0; batch < chunk_.batches; batch += tile_w) {
+                if (should_stop(plan_.terms + tile_work)) return;
                 const int columns = static_cast<int>(std::min(tile_w, chunk_.batches - batch));
                 compute(panel, variant, {h, w * plan_.abreast + batch}, {rows, 0, 0, 1, columns});
                 kernel_.store({totals_, offset(to.data, batch * to.batch + h * to.h + w * to.w, plan_.term_size),
@@ -444,6 +496,32 @@ void Worker::multiply_batches(Index number, int rows, const Panel& panel, const 
         }
     }
     if (turns) write_outputs(plan_, kernels_, chunk_, number, to, out);
+}
+
+parallel::Flags Worker::run(void (*kernel)(const Tile&), const Plan::Variant& program, Tile tile) {
+    const bool reads_flags = c_.certified || c_.rescued;
+    parallel::Flags flags{};
+    auto run_stretch = [&] {
+        if (reads_flags) parallel::Flags::clear();
+        kernel(tile);
+        if (reads_flags) flags = flags | parallel::Flags::read();
+    };
+    tile.code = program.code.data();
+    tile.code_size = static_cast<Index>(program.code.size());
+    if (program.stretches.empty()) {
+        run_stretch();
+        return flags;
+    }
+    for (const Stretch& stretch : program.stretches) {
+        tile.code = program.code.data() + stretch.begin;
+        tile.code_size = static_cast<Index>(stretch.end - stretch.begin);
+        tile.depth = stretch.depth;
+        tile.pauses = &stretch != &program.stretches.back();
+        run_stretch();
+        tile.continues = true;
+        if (should_stop(parallel::work_between_looks)) break;
+    }
+    return flags;
 }
 
 // The totals of a tile, those that are wanted certified or rescued.
@@ -455,16 +533,13 @@ void Worker::compute(const Panel& panel, const Plan::Variant& variant, Position 
                     offset(image_, first.row * row_step + first.column, plan_.element_size),
                     variant.taps.data(),
                     row_step,
-                    variant.code.data(),
-                    static_cast<Index>(variant.code.size()),
+                    nullptr,
+                    0,
                     panel.bias,
                     stack_,
                     totals_};
-    const bool reads_flags = c_.certified || c_.rescued;
-    if (reads_flags) parallel::Flags::clear();
-    kernel_.run(tile);
-    if (!reads_flags) return;
-    const parallel::Flags flags = parallel::Flags::read();
+    const parallel::Flags flags = run(kernel_.run, variant, tile);
+    if (control_.stopped()) return;
     if (c_.certified) certify(tile, panel, first, wanted, flags);
     // Without a NaN among the terms, only an overflow or an infinity makes a total that is not finite; but an infinite
     // bias that is added last raises no flag.
@@ -498,16 +573,17 @@ void Worker::certify(const Tile& tile, const Panel& panel, Position first, const
         if (uncertain <= few) return recompute_each();
     }
     if (!measured_) measure_columns();
+    if (control_.stopped()) return;  // and then it is not
     measured_ = true;
     if (!certified_by(norms_ + first.row * norms_pitch_ + first.column, norms_pitch_)) recompute_each();
 }
 
-double Worker::recompute(const Tile& tile, int row, int h, int w) const {
+double Worker::recompute(const Tile& tile, int row, int h, int w) {
     const Index column = c_.diagonal() ? w * kernel_.abreast() + row : w;
     const char* const image = offset(tile.image, h * tile.row_step + column, plan_.element_size);
     auto sum = [&]<class T>(exact::Superaccumulator<T> accumulator) -> double {
         const std::vector<Index>& taps = plan_.variants[0].taps;
-        for (Index r = 0; r < plan_.terms; ++r) {
+        for (Index r = 0; r < plan_.terms && !should_stop(1); ++r) {
             const Index at = r * tile.panel_stride + row;
             accumulator.add_product(
                 static_cast<T>(read(tile.panel, at, plan_.element_size == 4)),
@@ -520,10 +596,8 @@ double Worker::recompute(const Tile& tile, int row, int h, int w) const {
 }
 
 void Worker::rescue(Tile tile) {
-    tile.code = c_.rescue.code.data();
-    tile.code_size = static_cast<Index>(c_.rescue.code.size());
     tile.totals = rescued_;
-    kernel_.rescue(tile);
+    run(kernel_.rescue, plan_.rescue, tile);
     for (int i = 0; i < kernel_.outputs(); ++i)
         if (!std::isfinite(read(totals_, i, c_.is_float32)))
             write(totals_, i, c_.is_float32, read(rescued_, i, c_.is_float32));

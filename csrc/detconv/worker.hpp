@@ -53,12 +53,19 @@ public:
                     number % plan_.kept_panels * plan_.panel_block,
                 plan_};
     }
-    void pack(Index group, Index sample, Index number, const Panel& panel) const;
+    void pack(Index group, Index sample, Index number, const Panel& panel);
     // The image of a chunk, on the diagonal those of a panel's rows; if it is not the one at hand.
     void load(Index group, Index sample, Index chunk, Index panel);
     // The outputs of a panel and the loaded chunk, written relative to `output`, their own first row and column.
     void multiply(Index number, const Panel& panel, const Contraction::Output& output);
-    bool should_stop() { return control_.should_stop(thread_ == 0); }
+    // To be told of all work, in terms of a tile; looks at the clock only now and then.
+    bool should_stop(Index work) {
+        if ((work_ += work) >= parallel::work_between_looks) {
+            work_ = 0;
+            control_.should_stop(thread_ == 0);
+        }
+        return control_.stopped();
+    }
 
     const Chunk& chunk() const { return chunk_; }
 
@@ -69,11 +76,15 @@ private:
     void measure_columns();
     void multiply_image(int rows, const Panel& panel, const Contraction::Output& output);
     void multiply_batches(Index number, int rows, const Panel& panel, const Contraction::Output& output);
+    bool pack_terms(const PanelSource& source, char* to);
+    void fold_panel(const Panel& panel);
+    // Runs a program on a tile; the flags that it raised.
+    parallel::Flags run(void (*kernel)(const Tile&), const Plan::Variant& program, Tile tile);
     void compute(const Panel& panel, const Plan::Variant& variant, Position first, const Wanted& wanted);
     void fetch(const char* first, const Wanted& wanted, const Contraction::Output& out) const;
     // Makes the totals of a tile the exact sums rounded once; only the wanted outputs count.
     void certify(const Tile& tile, const Panel& panel, Position first, const Wanted& wanted, parallel::Flags flags);
-    double recompute(const Tile& tile, int row, int h, int w) const;
+    double recompute(const Tile& tile, int row, int h, int w);
     void rescue(Tile tile);
     Index total_index(int row, int h, int w) const {
         return kernel_.rows_are_lanes() ? (Index(h) * kernel_.per_row + w) * kernel_.rows() + row
@@ -86,6 +97,7 @@ private:
     const Kernels& kernels_;
     parallel::Control& control_;
     const int thread_;
+    Index work_ = 0;  // since the last look at the clock
     Buffer image_buffer_, gathered_buffer_, panel_buffer_, stack_buffer_, totals_buffer_, rescue_buffer_,
         uncertain_buffer_, squares_buffer_, norms_buffer_, coarse_norms_buffer_, turned_buffer_;
     double *totals_, *rescued_ = nullptr, *stack_;

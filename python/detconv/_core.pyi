@@ -101,6 +101,18 @@ def assess(
     accumulator: tuple[int, int, int],
     stored: tuple[int, int, int],
 ) -> tuple[NDArray[Any], list[int], float, int]: ...
+def walks(
+    pass_: str,
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: _Pair,
+    padding: _Pair | str,
+    dilation: _Pair,
+    groups: int,
+    summation: Summation,
+    is_float32: bool = True,
+    channels_last: bool = False,
+) -> list[str]: ...
 def build_info() -> dict[str, object]: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

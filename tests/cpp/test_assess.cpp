@@ -16,8 +16,8 @@ Status status_of(double candidate, double exact, double magnitude, double hard =
     const float c = static_cast<float>(candidate), e = static_cast<float>(exact), s = static_cast<float>(magnitude);
     const double likely = hard / 2, tiny = 0x1p-149;
     std::uint8_t status = 9;
-    const Claim claim{1, &hard, &likely, &tiny, float32, stored};
-    const Assessment found = assess(Elements<float>{1, &c, &e, &s}, claim, &status, 1, never);
+    const Claim claim{1, &hard, &likely, &tiny, 0, float32, stored};
+    const Assessment found = assess(Elements<float>{1, &c, &e, &s, nullptr}, claim, &status, 1, never);
     CHECK_SAME(found.counts[status], Index(1));
     return static_cast<Status>(status);
 }
@@ -65,9 +65,10 @@ TEST("assess: the same on any number of threads, positions in turn") {
         candidate[static_cast<std::size_t>(at)] = 1.75f;
     for (const int threads : {1, 2, 5}) {
         std::vector<std::uint8_t> status(count, 9);
-        const Claim claim{positions, hard, likely, tiny, float32, float32};
-        const Assessment found = assess(Elements<float>{count, candidate.data(), exact.data(), magnitude.data()}, claim,
-                                        status.data(), threads, never);
+        const Claim claim{positions, hard, likely, tiny, 0, float32, float32};
+        const Assessment found =
+            assess(Elements<float>{count, candidate.data(), exact.data(), magnitude.data(), nullptr}, claim,
+                   status.data(), threads, never);
         CHECK_SAME(found.counts[0], count - 4);
         CHECK_SAME(found.counts[2], Index(2), "4 and 100000 are at position 1");
         CHECK_SAME(found.counts[3], Index(2));
