@@ -129,6 +129,42 @@ def test_memory_format_is_that_of_torch(layout: str) -> None:
         assert a.stride() == b.stride()
 
 
+def drawn_layout(draw: Any, x: Any) -> Any:
+    """The same numbers, somehow in memory."""
+    axes = draw.permutation(x.dim())
+    permuted = x.permute(*axes).contiguous().permute(*np.argsort(axes))
+    last = x.movedim(-3, -1).contiguous().movedim(-1, -3)
+    return (x, last, permuted, torch.stack([x, x], -1)[..., 0], x[..., :1].expand(x.shape))[draw.integers(5)]
+
+
+def steps(x: Any) -> tuple[int, ...]:
+    """The strides; 0 for an axis of one element, whose stride means nothing and is torch's choice of a kernel."""
+    return tuple(step if size > 1 else 0 for size, step in zip(x.shape, x.stride(), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drawn_layouts_are_those_of_torch(seed: int) -> None:
+    """Outputs and gradients of drawn shapes and layouts, with samples and without, lie in memory as torch's do."""
+    draw, compared = np.random.default_rng(seed), 0
+    for _ in range(60):
+        groups, kernel, image = int(draw.integers(1, 3)), draw.integers(1, 4, 2), draw.integers(3, 6, 2)
+        samples = [[], [1], [3]][draw.integers(3)]
+        inner, outer = (int(n) * groups for n in draw.integers(1, 4, 2))
+        transposed = bool(draw.integers(2))
+        weight_shape = (inner, outer // groups, *kernel) if transposed else (outer, inner // groups, *kernel)
+        x, w = (drawn_layout(draw, torch.rand(*map(int, s))) for s in ((*samples, inner, *image), weight_shape))
+        name = "conv_transpose2d" if transposed else "conv2d"
+        found, grad = [], None
+        for convolution in (getattr(torch.nn.functional, name), getattr(detconv, name)):
+            inputs = [t.detach().requires_grad_() for t in (x, w)]
+            output = convolution(*inputs, stride=2, padding=1 - transposed, groups=groups)
+            grad = drawn_layout(draw, torch.rand(output.shape)) if grad is None else grad
+            found.append([steps(t) for t in (output, *torch.autograd.grad(output, inputs, grad))])
+        assert found[0] == found[1], (x.shape, x.stride(), w.shape, w.stride(), grad.stride())
+        compared += 1
+    assert compared == 60
+
+
 # Gradients ------------------------------------------------------------------------------------------------------------
 
 
@@ -538,6 +574,19 @@ def test_traced_calls_stay_calls() -> None:
     traces = [torch.jit.trace(function, image), make_fx(function)(image), make_fx(function, pre_dispatch=True)(image)]
     for trace in traces:
         assert_equal(trace(image + 1), function(image + 1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_script_is_refused_in_words() -> None:
+    """Before anything is compiled, for a layer as for whatever model it stands in; what is offered instead works."""
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.ConvTranspose2d(4, 2, 3))
+    converted, _ = detconv.convert(plain, summation="exact")
+    deep = torch.nn.ModuleDict({"inner": torch.nn.Sequential(torch.nn.ReLU(), converted)})
+    for module in (*(m for m in converted if not isinstance(m, torch.nn.ReLU)), converted, deep, Net()):
+        with pytest.raises(TypeError, match=r"^torch.jit.script cannot compile .*Conv.*torch.export"):
+            torch.jit.script(module)
+    image = tensor((2, 3, 6, 5), 1, np.float32)
+    assert_equal(torch.jit.trace(converted, image)(image + 1), converted(image + 1))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -56,6 +56,13 @@ class _Summed(torch.nn.modules.conv._ConvNd):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, summation={self.summation!r}"  # type: ignore[no-untyped-call]
 
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` asks a module for, whatever model it stands in, before it compiles anything."""
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__qualname__}: TorchScript knows no layers of detconv; "
+            "torch.jit.trace, torch.export and torch.compile do"
+        )
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", None)

@@ -24,7 +24,7 @@ from detconv import functional
 from detconv.quoting import quoted
 from detconv.summation import Summation
 from detconv.torch import batching, gradients, shapes
-from detconv.torch.tensors import HALF_TYPES, TENSORS
+from detconv.torch.tensors import HALF_TYPES, TENSORS, laid, lie_channels_last
 
 Sizes: TypeAlias = Sequence[int]
 Pair: TypeAlias = int | Sequence[int]
@@ -243,6 +243,7 @@ class Convolution(torch.autograd.function._SingleLevelFunction):
         ctx.set_materialize_grads(False)
         ctx.operator = operator
         ctx.shapes = {i: x.shape for i, x in enumerate(arguments) if isinstance(x, Tensor)}
+        ctx.strides = [arguments[i].stride() for i in operator.factors]
         ctx.arguments = [None if isinstance(x, Tensor) else x for x in arguments]
         if not torch._C._are_functorch_transforms_active():
             return operator.run_below_autograd(keyset, *arguments)
@@ -259,6 +260,10 @@ class Convolution(torch.autograd.function._SingleLevelFunction):
             arguments[position] = tensor
         call = gradients.Call(arguments, ctx.shapes, ctx.needs_input_grad[2:])
         found = ctx.operator.derive(call, grad)
+        if ctx.operator.factors == (0, 1):  # as torch's own convolutions: the gradients lie as the output does
+            layouts = zip((ctx.shapes[0], ctx.shapes[1]), ctx.strides, strict=True)
+            last = any(lie_channels_last(*layout) for layout in layouts)
+            found |= {i: laid(found[i], last) for i in (0, 1) if i in found}
         return (None, None, *(found.get(i) for i in range(len(arguments))))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,13 +170,17 @@ QUICK.update(dict.fromkeys(_PLAIN, _quick_conv2d))
 
 
 def suggests_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether a convolution of this tensor lies channels_last, as torch decides."""
+    return lie_channels_last(tensor.shape, tensor.stride())
+
+
+def lie_channels_last(sizes: Sequence[int], strides: Sequence[int]) -> bool:
     """torch's ``suggest_memory_format``: the strides rise in the order C, W, H, N, whatever gaps they leave.
 
     Source: ``is_channels_last_strides_2d_s4`` in c10/core/MemoryFormat.h of PyTorch.
     """
-    sizes, strides = tensor.shape, tensor.stride()
     if len(sizes) == 3:  # as conv2d's own unsqueeze(0) makes it
-        sizes, strides = (1, *sizes), (sizes[0] * strides[0], *strides)  # type: ignore[assignment]
+        sizes, strides = (1, *sizes), (sizes[0] * strides[0], *strides)
     if len(sizes) != 4:
         return False
     (n, c, h, w), (by_n, by_c, by_h, by_w) = sizes, strides
@@ -184,6 +188,17 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
         return False
     # N x 1 x 1 x 1 reads either way: contiguous, says torch.
     return by_c != 0 and by_c != h * by_h and n * c * h * w != 0
+
+
+def laid(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """The tensor (N, C, H, W) or (C, H, W), copied where it does not lie in memory as it should."""
+    c, h, w = tensor.shape[-3:]
+    wanted = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
+    if tensor.stride() == wanted[-tensor.dim() :] or tensor.numel() == 0:
+        return tensor
+    if not channels_last:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.movedim(-3, -1).clone(memory_format=torch.contiguous_format).movedim(-1, -3)
 
 
 def is_plain(x: torch.Tensor) -> bool:
