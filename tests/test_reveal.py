@@ -483,8 +483,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no version": (lambda d: d.pop("version"), "format"),
     "another version": (lambda d: d.update(version=3), "version is 3"),
-    "a version of another kind": (lambda d: d.update(version=True, format=[]), "know"),
-    "an unknown field": (lambda d: d.update(format=2), "fields that this release does not know"),
+    "a version of another kind": (lambda d: d.update(version=[]), "version must be"),
+    "two versions": (lambda d: d.update(format=2), "a version and a format"),
     "an unknown status": (lambda d: d.update(status="fine"), "status is 'fine'"),
     "no key": (lambda d: d.update(key={}), "function"),
     "a key of a list": (lambda d: d.update(key=[]), "key must be a dict"),

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 VERSION = 2  # files of version 1 name it "format", and know no transposed convolutions
 MOST_LABELS = 2**27  # of all outputs, after their repetitions are taken out, and of all axes: 512 MB at most
-_FIELDS = ("status", "reason", "match", "trials", "found_in", "calls", "seconds", "key", "parts")
 _LONGEST_TEXT = 2**23  # characters of an order
 _DEEPEST = 8  # of containers in a file
 
@@ -51,7 +50,7 @@ def to_record(found: Reveal) -> dict[str, Any]:
 
 
 def from_record(data: Any, statuses: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of a ``Reveal``.
+    """The fields of a ``Reveal``; what else data has is passed over, so that a file can have notes in it.
 
     Raises:
         ValueError: data is not what ``to_record`` gives, or its parts do not fit each other or its key.
@@ -61,8 +60,7 @@ def from_record(data: Any, statuses: Mapping[str, str]) -> dict[str, Any]:
     named = "version" if "version" in data else "format"
     version = _field(data, named, int)
     _require(1 <= version <= VERSION, f"its version is {quoted(version)}; this release reads 1 to {VERSION}")
-    unknown = sorted(set(data) - {named, *_FIELDS}, key=str)
-    _require(not unknown, f"it has fields that this release does not know: {quoted(unknown)}")
+    _require(not {"version", "format"} <= set(data), "it has a version and a format, which is its older name")
     status = _field(data, "status", str)
     _require(status in statuses, f"its status is {quoted(status)}; valid: {', '.join(statuses)}")
     match = _number(data, "match")
