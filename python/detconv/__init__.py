@@ -9,8 +9,9 @@ What there is, each with a docstring of its own:
 
     conv2d, conv2d_input, conv2d_weight, conv2d_bias, conv_transpose2d      the sums
     Summation, reference                                                    how they are added; the specification
-    judge, judge_input_gradient, judge_weight_gradient, Verdict,            rounding or mistake?
-        diagnose, Diagnosis, ConvolutionMistake, testing
+    judge, judge_input_gradient, judge_weight_gradient,                     rounding or mistake?
+        judge_bias_gradient, Verdict, ConvolutionMistake,
+        diagnose, Diagnosis, testing
     reveal, identify, Reveal                                                in which order does somebody else add?
     build_info, show_config, get_num_threads, set_num_threads               how it was built, and its threads
 
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
         "get_num_threads",
         "identify",
         "judge",
+        "judge_bias_gradient",
         "judge_input_gradient",
         "judge_weight_gradient",
         "nn",
