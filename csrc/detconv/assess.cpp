@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <mutex>
+#include <vector>
 
 namespace detconv {
 namespace {
@@ -73,10 +74,24 @@ Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t*
         return difference > carried(claim.likely[position]) ? Status::unlikely : Status::rounding;
     };
 
+    const double unit = power_of_two(-claim.accumulator.digits);
+    auto add_squares = [&](Index i, Index position, Squares& sums) {
+        const double c = elements.candidate[i], e = elements.exact[i], magnitude = elements.magnitude[i];
+        if (!(std::isfinite(c) && std::isfinite(e) && magnitude < too_large / 2)) return;
+        const double shift = elements.shift == nullptr ? 0 : elements.shift[i], root = claim.roots[position];
+        auto square = [&](double x) { return x * claim.scale * (x * claim.scale); };
+        ++sums.count;
+        sums.error += square(c - e);
+        sums.exact += square(e);
+        sums.magnitude += square(magnitude);
+        sums.spread += square(unit * root * magnitude + (shift > 0 ? shift / root : 0));
+    };
+
     Assessment all;
     std::mutex lock;
     std::atomic<Index> next{0};
     constexpr Index piece = 1 << 14;
+    std::vector<Squares> squares(static_cast<std::size_t>((elements.count + piece - 1) / piece));
     parallel::Control control(interrupted);
     parallel::run(static_cast<int>(std::clamp<Index>(elements.count / (4 * piece), 1, threads)), control,
                   [&](int thread) {
@@ -85,9 +100,11 @@ Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t*
                           if (control.should_stop(thread == 0)) return;
                           const Index end = std::min(begin + piece, elements.count);
                           Index position = begin % claim.positions;
+                          Squares& own = squares[static_cast<std::size_t>(begin / piece)];
                           for (Index i = begin; i < end; ++i) {
                               double ratio;
                               const Status s = assess_one(i, position, ratio);
+                              add_squares(i, position, own);
                               status[i] = static_cast<std::uint8_t>(s);
                               ++mine.counts[static_cast<std::size_t>(s)];
                               if (s != Status::identical && (mine.worst_at < 0 || ratio > mine.worst))
@@ -102,6 +119,13 @@ Assessment assess(const Elements<T>& elements, const Claim& claim, std::uint8_t*
                                                  (mine.worst == all.worst && mine.worst_at < all.worst_at)))
                           all.worst = mine.worst, all.worst_at = mine.worst_at;
                   });
+    for (const Squares& own : squares) {
+        all.squares.count += own.count;
+        all.squares.error += own.error;
+        all.squares.exact += own.exact;
+        all.squares.magnitude += own.magnitude;
+        all.squares.spread += own.spread;
+    }
     return all;
 }
 

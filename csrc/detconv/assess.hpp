@@ -24,7 +24,9 @@ struct Format {
 struct Claim {
     Index positions;
     const double *hard, *likely, *tiny;
+    const double* roots;  // sqrt(n), n the terms of a sum
     double exact_below;
+    double scale;                // a power of two: no square of a sum, times it, overflows
     Format accumulator, stored;  // the sum is rounded once from the accumulator's format to that of the outputs
 };
 
@@ -35,10 +37,18 @@ struct Elements {
     const T* shift;  // D; null: 0
 };
 
+// Sums of squares over the elements that are finite and cannot have overflowed, each number times the claim's scale.
+struct Squares {
+    Index count = 0;
+    double error = 0, exact = 0, magnitude = 0;  // of candidate - exact, exact, S
+    double spread = 0;                           // of u * sqrt(n) * S + D / sqrt(n)
+};
+
 struct Assessment {
     std::array<Index, 4> counts{};  // by status
     double worst = 0;               // largest |candidate - exact| / bound
     Index worst_at = -1;            // its element; -1: all are identical
+    Squares squares;                // in a fixed order: the same on any number of threads
 };
 
 // The bound of an element is that of its sum, and the roundings of the exact sum and the candidate to the outputs'

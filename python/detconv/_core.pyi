@@ -97,10 +97,12 @@ def assess(
     hard: NDArray[Any],
     likely: NDArray[Any],
     tiny: NDArray[Any],
+    roots: NDArray[Any],
     exact_below: float,
+    scale: float,
     accumulator: tuple[int, int, int],
     stored: tuple[int, int, int],
-) -> tuple[NDArray[Any], list[int], float, int]: ...
+) -> tuple[NDArray[Any], list[int], float, int, tuple[int, float, float, float, float]]: ...
 def walks(
     pass_: str,
     input_shape: Sequence[int],

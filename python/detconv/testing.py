@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ContextDecorator
@@ -42,17 +43,6 @@ class instruction_set(ContextDecorator):
 
 class NoPower(UserWarning):
     """An assertion passed that zeros in place of the output might have passed, too: see ``Verdict.power``."""
-
-
-# What an assertion does with "unlikely" where it is not told: set by the pytest option --detconv-allow-unlikely.
-_allow_unlikely = False
-
-
-def allow_unlikely_by_default(allowed: bool) -> None:
-    """Let assertions pass an ``"unlikely"`` output unless they are told otherwise, in this process; what the pytest
-    option ``--detconv-allow-unlikely`` and the setting ``detconv_allow_unlikely`` do for a project."""
-    global _allow_unlikely
-    _allow_unlikely = bool(allowed)
 
 
 def assert_conv2d(
@@ -184,7 +174,9 @@ def assert_conv2d_bias(
 def _passed(verdict: Verdict, allow_unlikely: bool | None) -> Verdict:
     """The verdict, if it passes; with a warning where it could not have failed."""
     __tracebackhide__ = True
-    verdict.raise_if_mistake(allow_unlikely=_allow_unlikely if allow_unlikely is None else allow_unlikely)
+    if allow_unlikely is None:  # then a pytest that has loaded the plugin says it
+        allow_unlikely = getattr(sys.modules.get("detconv_pytest"), "allow_unlikely", False)
+    verdict.raise_if_mistake(allow_unlikely=allow_unlikely)
     if verdict.status != "identical" and not verdict.power.decides:
         from detconv.verdict.explain import no_power
 

@@ -1,4 +1,5 @@
-"""The pytest plugin of detconv: ``--detconv-html DIR`` writes the verdict of each failed assertion as a page.
+"""The pytest plugin of detconv: ``--detconv-html DIR`` writes the verdict of each failed assertion as a page, and
+``--detconv-allow-unlikely``, or the setting ``detconv_allow_unlikely``, lets assertions pass what is no proven mistake.
 
 pytest loads this in every environment that has detconv, before tests and coverage start. So it is a package of its own,
 which imports nothing: not detconv, not NumPy.
@@ -15,8 +16,14 @@ from typing import Any
 
 import pytest
 
+# Whether assertions pass outputs that are unlikely where they are not told: detconv.testing looks here.
+allow_unlikely = False
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    says = "let detconv.testing.assert_conv2d and its like pass outputs that are unlikely, which is no proof"
+    parser.getgroup("detconv").addoption("--detconv-allow-unlikely", action="store_true", help=says)
+    parser.addini("detconv_allow_unlikely", says, type="bool", default=False)
     parser.getgroup("detconv").addoption(
         "--detconv-html",
         metavar="DIR",
@@ -25,9 +32,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    global allow_unlikely
+    allow_unlikely = config.getoption("--detconv-allow-unlikely") or config.getini("detconv_allow_unlikely")
     directory = _directory(config)
     if directory is not None and directory.exists() and not directory.is_dir():
         raise pytest.UsageError(f"--detconv-html must be a directory; got {directory}")
+
+
+def pytest_unconfigure() -> None:
+    global allow_unlikely
+    allow_unlikely = False
 
 
 @pytest.hookimpl(hookwrapper=True)  # the newer kind of wrapper would break runs of pytest 7

@@ -12,14 +12,14 @@ from detconv.console import wrapped
 from detconv.quoting import quoted
 from detconv.verdict import files
 from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim
-from detconv.verdict.judge import Verdict, judge, judge_input_gradient, judge_weight_gradient
+from detconv.verdict.judge import Verdict, judge, judge_bias_gradient, judge_input_gradient, judge_weight_gradient
 from detconv.verdict.record import record
 
 HELP = "Is an output of a convolution off by rounding or by a mistake?"
 
 DESCRIPTION = (
     "Judge an output of conv2d, or a gradient, against the true sums. Files are .npy, .npz, .pt or .safetensors; "
-    "FILE:KEY names one array of several. Exit status: 0 if every difference can be rounding, 1 for a mistake, "
+    "FILE:KEY names one array of several. Exit status: 0 for roundings, 1 for a mistake or an output that is unlikely, "
     "2 for bad use."
 )
 
@@ -28,6 +28,7 @@ _FILES = {
     "output": ("input", "weight", "[bias]"),
     "input": ("weight", "grad_output"),
     "weight": ("input", "grad_output"),
+    "bias": ("grad_output",),
 }
 _ROLES = {
     "output": "the output in question; with --pass, the gradient in question",
@@ -51,8 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="of",
         choices=_FILES,
         default="output",
-        help="judge the output (the default), or the gradient by the input or by the weight",
+        help="judge the output (the default), or the gradient by the input, by the weight or by the bias",
     )
+    parser.add_argument("--transposed", action="store_true", help="the output is one of a transposed convolution")
+    parser.add_argument(
+        "--output-padding", type=_pair, default=0, metavar="N[,N]", help="with --transposed (default: %(default)s)"
+    )
+    parser.add_argument("--allow-unlikely", action="store_true", help="exit with 0 for an unlikely output, too")
     parser.add_argument(
         "--dtype",
         type=_claim,
@@ -82,7 +88,7 @@ def run(namespace: argparse.Namespace) -> int:
         print(wrapped(verdict.explain()))
         if namespace.html is not None:
             print(f"\nPage: {namespace.html}")
-    return int(verdict.status == "mistake")
+    return int(verdict.status == "mistake" or (verdict.status == "unlikely" and not namespace.allow_unlikely))
 
 
 def _judge(namespace: argparse.Namespace) -> Verdict:
@@ -90,14 +96,21 @@ def _judge(namespace: argparse.Namespace) -> Verdict:
     geometry = namespace.stride, namespace.padding, namespace.dilation, namespace.groups
     options: dict[str, Any] = {"dtype": namespace.dtype, "confidence": namespace.confidence}
     candidate = given["output"]
+    transposed: dict[str, Any] = {"transposed": namespace.transposed, "output_padding": namespace.output_padding}
+    if namespace.of != "output" and (namespace.transposed or namespace.output_padding != 0):
+        raise ValueError(f"--transposed and --output-padding play no part for --pass {namespace.of}")
     match namespace.of:
+        case "bias":
+            if geometry != (1, 0, 1, 1):
+                raise ValueError("--stride, --padding, --dilation and --groups play no part for --pass bias")
+            return judge_bias_gradient(candidate, given["grad_output"], **options)
         case "input":  # a gradient has the shape of what it is the gradient by
             arrays = given["weight"], given["grad_output"]
             return judge_input_gradient(candidate, tuple(candidate.shape), *arrays, *geometry, **options)
         case "weight":
             size = tuple(candidate.shape)
             return judge_weight_gradient(candidate, given["input"], size, given["grad_output"], *geometry, **options)
-    return judge(candidate, given["input"], given["weight"], given.get("bias"), *geometry, **options)
+    return judge(candidate, given["input"], given["weight"], given.get("bias"), *geometry, **options, **transposed)
 
 
 def _read(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +141,11 @@ def _in_options(message: str) -> str:
     """A message about an argument of the function as one about the option it comes from."""
     name, space, rest = message.partition(" ")
     name = "output" if name == "candidate" else name
-    return _option(name) + space + rest if name in {*_ROLES, "stride", "padding", "dilation", "groups"} else message
+    return (
+        _option(name) + space + rest
+        if name in {*_ROLES, "stride", "padding", "dilation", "groups", "output_padding"}
+        else message
+    )
 
 
 def _pair(text: str) -> int | tuple[int, int]:

@@ -115,11 +115,19 @@ def diagnose(
     return _diagnosed(_case(values, problem, stored, claim, CONFIDENCE))
 
 
+# The passes that the hypotheses are about.
+DIAGNOSED = ("conv2d", "conv2d_input", "conv2d_weight")
+
+
 def diagnose_verdict(verdict: Verdict) -> Diagnosis:
     """The diagnosis of a judged output of any pass."""
     v = verdict
     if v.exact.size == 0:
         return Diagnosis((), "There is nothing to diagnose: there are no elements.")
+    if v.problem.name not in DIAGNOSED:
+        return Diagnosis(
+            (), f"The mistakes that are known are those of conv2d and its gradients, not {v.problem.name}'s."
+        )
     return _diagnosed(_case(v.candidate, v.problem, v.container, v.claim, v.confidence))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detconv.verdict.problem import Array
+from detconv.verdict.together import STATUSES, YARDSTICKS
 
 if TYPE_CHECKING:
     from detconv.verdict.judge import Verdict
@@ -29,23 +30,20 @@ WHAT = {
 }
 
 
-# The hypotheses are about conv2d and its gradients.
-_DIAGNOSED = ("conv2d", "conv2d_input", "conv2d_weight")
-
-
 def explain(verdict: Verdict) -> str:
     """A paragraph for each thing there is to say: the answer, the worst element, how far the proof reaches."""
-    paragraphs = [_answer(verdict), *_worst(verdict), *_special(verdict), *_reach(verdict)]
-    if is_diagnosed(verdict):
-        paragraphs.append(str(verdict.diagnosis))
+    v = verdict
+    paragraphs = [_answer(v), *_arithmetic(v), *_together(v), *_worst(v), *_special(v), *_reach(v)]
+    if is_diagnosed(v):
+        paragraphs.append(str(v.diagnosis))
     return "\n\n".join(paragraphs)
 
 
 def is_diagnosed(verdict: Verdict) -> bool:
-    """Whether there is something to diagnose: what cannot be rounding, or what is, but of coarser operands."""
-    if verdict.status == "identical" or verdict.problem.name not in _DIAGNOSED:
-        return False
-    return verdict.status != "rounding" or bool(verdict.diagnosis)
+    """Whether there is something to diagnose: what is more than rounding."""
+    from detconv.verdict.diagnose import DIAGNOSED
+
+    return verdict.status in ("unlikely", "mistake") and verdict.problem.name in DIAGNOSED
 
 
 def no_power(verdict: Verdict) -> str:
@@ -66,29 +64,95 @@ def axes(verdict: Verdict) -> tuple[str, ...]:
 
 def _answer(v: Verdict) -> str:
     size, counts = v.exact.size, v.counts
-    what = f"{v.stored} {WHAT[v.problem.name]} of shape {v.exact.shape}"
+    what = f"{v.container} {WHAT[v.problem.name]} of shape {v.exact.shape}"
     if size == 0:
         return f"Identical: the {what} has no elements."
-    nearest = f"{counts['identical']} of {size} elements are the true sum, rounded once"
+    nearest = f"{_of_elements(counts['identical'], size)} {_is(counts['identical'])} the true sum, rounded once"
     match v.status:
         case "identical":
-            return f"Identical: all {size} elements of the {what} are the true sum of their products, rounded once."
+            each = "the only element" if size == 1 else f"all {size} elements"
+            theirs = "is the true sum of its" if size == 1 else "are the true sum of their"
+            return f"Identical: {each} of the {what} {theirs} products, rounded once."
         case "rounding":
+            of = f" of {origin(v)}" if origin(v) else ""
+            share = f"; the largest distance is {_share(v)} of its bound" if np.isfinite(v.worst) else ""
             return (
-                f"Rounding: no element of the {what} is further from its true sum than the roundings of its "
-                f"{_terms(v)} may carry it, whatever the order of the additions. {nearest}; the largest distance is "
-                f"{_share(v)} of its bound."
+                f"Rounding{of}: no element of the {what} is further from its true sum than the roundings of its "
+                f"{_terms(v)} may carry it, whatever the order of the additions. {nearest}{share}."
+            )
+        case "unlikely" if not counts["unlikely"]:
+            return (
+                f"Unlikely: no element of the {what} is by itself further from its true sum than roundings may carry "
+                "it, but all together are. There may be an order of the additions that does it, so it is no proof. "
+                f"{nearest}."
             )
         case "unlikely":
+            few = counts["unlikely"]
             return (
-                f"Unlikely: {counts['unlikely']} of {size} elements of the {what} are further from their true sums "
-                f"than roundings would carry any element once in {_odds(v.confidence)} such outputs, if they were "
-                f"random; but there may be an order of the additions that does it, so it is no proof. {nearest}."
+                f"Unlikely: {_of_elements(few, size)} of the {what} {_is(few)} further from {_its(few)} true "
+                f"{'sum' if few == 1 else 'sums'} than roundings would carry any element once in "
+                f"{_odds(v.confidence)} such outputs, if they were random; but there may be an order of the additions "
+                f"that does it, so it is no proof. {nearest}."
             )
+    wrong = counts["mistake"]
+    unrounded = int(np.count_nonzero(v.is_exact & (v.codes == STATUSES.index("mistake"))))
+    if unrounded == wrong:
+        return (
+            f"Mistake: {_of_elements(wrong, size)} of the {what} {_is(wrong)} not the true sum, though every order of "
+            f"the additions in {v.claim.accumulator} gives it without any rounding: the terms are multiples of one "
+            f"power of two, and few and small enough. {nearest}."
+        )
     return (
-        f"Mistake: {counts['mistake']} of {size} elements of the {what} are further from their true sums than "
-        f"roundings in {v.dtype} can carry them, whatever the order of the additions: this is not rounding. {nearest}."
+        f"Mistake: {_of_elements(wrong, size)} of the {what} {_is(wrong)} further from {_its(wrong)} true "
+        f"{'sum' if wrong == 1 else 'sums'} than roundings in {v.dtype} can carry {'it' if wrong == 1 else 'them'}, "
+        f"whatever the order of the additions: this is not rounding. {nearest}."
     )
+
+
+def origin(v: Verdict) -> str:
+    """What the values are like, where that is not what their container or the claim says: "float32 sums, stored in
+    float64"; else nothing."""
+    if not v.exact.size or v.status not in ("rounding", "mistake"):
+        return ""
+    found = None if v.claim.products is not None else v.arithmetic
+    if found is None or found == (v.claim.accumulator, v.container):
+        return ""
+    accumulator, stored = found
+    if stored not in (accumulator, v.container):
+        return f"{accumulator} sums, rounded to {stored} and stored in {v.container}"
+    return f"{accumulator} sums" + (f", stored in {v.container}" if v.container != accumulator else "")
+
+
+def _arithmetic(v: Verdict) -> Iterator[str]:
+    like = origin(v) if v.status == "mistake" else ""
+    if like:
+        yield f"What the values are like: roundings of {like}."
+
+
+def _together(v: Verdict) -> Iterator[str]:
+    """What the elements say together, where that is more than each of them."""
+    t = v.together
+    if v.status == "mistake" or not v.exact.size:
+        return
+    if t.is_far:
+        yield (
+            f"Together: the errors are {t.error:.2g} on average (root mean square), {t.error / t.yardstick:.2g} times "
+            f"as large as the largest that detconv's own orders make of such sums ({t.yardstick:.2g}). Sound orders "
+            f"stay within {YARDSTICKS:.0f} times."
+        )
+    if t.coarse is not None:
+        formats = " or ".join(t.coarse.formats)
+        if t.coarse.tells:
+            yield (
+                f"Together: the errors are those of operands rounded to {formats}: they are {t.coarse.projection:.2f} "
+                f"times what that rounding does, give or take {t.coarse.standard_error:.1g}; of operands as they are, "
+                "it would be 0."
+            )
+        else:
+            yield (
+                f"Whether operands were rounded to {formats} cannot be told: the errors are like it, but those of "
+                "sound orders of these sums may be, too."
+            )
 
 
 def _worst(v: Verdict) -> Iterator[str]:
@@ -118,7 +182,9 @@ def _special(v: Verdict) -> Iterator[str]:
         return
     ours, theirs = ~np.isfinite(v.exact) & apart, ~np.isfinite(v.candidate) & apart
     if ours.any():
-        text = f"{np.count_nonzero(ours)} elements are finite where the true sum is infinite or NaN"
+        text = (
+            f"{_count(int(ours.sum()), 'element')} {_is(int(ours.sum()))} finite where the true sum is infinite or NaN"
+        )
         if _skips_padding(v, ours):
             text += (
                 ": at the border, where an infinite or NaN weight meets the padding. A padded tap is a term of zero, "
@@ -126,7 +192,8 @@ def _special(v: Verdict) -> Iterator[str]:
             )
         yield text + "."
     if theirs.any():
-        text = f"{np.count_nonzero(theirs)} elements are infinite or NaN where the true sum is finite"
+        count = int(theirs.sum())
+        text = f"{_count(count, 'element')} {_is(count)} infinite or NaN where the true sum is finite"
         overflows = v.problem.finite and bool((v.magnitude[theirs] >= np.finfo(v.magnitude.dtype).max / 4).any())
         yield text + (": a partial sum may have overflowed." if overflows else ".")
 
@@ -141,20 +208,62 @@ def _skips_padding(v: Verdict, apart: Array) -> bool:
 
 def _reach(v: Verdict) -> Iterator[str]:
     """What the proof cannot see."""
-    if v.exact.size == 0 or v.status == "mistake" or not np.isfinite(v.bound).all():
+    if v.exact.size == 0 or v.status == "mistake":
         return
-    typical = float(np.median(v.bound / np.maximum(v.magnitude / max(float(v.problem.terms().max()), 1), 1e-300)))
-    yield (
+    if v.is_exact.all():
+        yield (
+            "How far this reaches: everything. The terms are multiples of one power of two, and so few and small that "
+            "every order sums them without rounding: any other value would be a proven mistake."
+        )
+        return
+    if not np.isfinite(v.bound).all():
+        return
+    with np.errstate(all="ignore"):
+        typical = float(np.nanmedian(v.bound / (v.magnitude / max(float(v.problem.terms().max()), 1))))
+    text = (
         f"How far this reaches: a fault is proven where it moves an output by more than its bound, here by "
-        f"{float(v.bound.min()):.2g} to {float(v.bound.max()):.2g}, or {typical:.2g} of an average term; where it "
-        "moves all outputs by less, it is too small to be told from rounding."
+        f"{float(v.bound.min()):.2g} to {float(v.bound.max()):.2g}"
     )
+    if np.isfinite(typical):
+        text += f", or {typical:.2g} of an average term"
+    text += "; where it moves all outputs by less, it is too small to be told from rounding, one by one."
+    power = v.power
+    if not power.decides:
+        text += " Here that is no test: zeros in place of all outputs might pass, too."
+    elif np.isfinite(power.unlikely):
+        text += (
+            f" All together would be unlikely with errors of {power.unlikely:.2g} of the outputs' size (root mean "
+            f"square)."
+        )
+        if v.together.blind_to:
+            formats = " or ".join(v.together.blind_to)
+            text += f" Whether operands were rounded to {formats} before they were multiplied cannot be told here."
+        if power.zeros:
+            text += f" Up to {_count(power.zeros, 'element')} could be zero without being noticed."
+    yield text
 
 
 def _terms(v: Verdict) -> str:
     terms = v.problem.terms()
-    low, high = int(terms.min()), int(terms.max())
-    return f"{high} terms" if low == high else f"{low} to {high} terms"
+    low, high = (int(terms.min()), int(terms.max())) if terms.size else (0, 0)
+    return _count(high, "term") if low == high else f"{low} to {_count(high, 'term')}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _of_elements(number: int, size: int) -> str:
+    """How many elements of all."""
+    return f"{number} of {_count(size, 'element')}"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _its(number: int) -> str:
+    return "its" if number == 1 else "their"
 
 
 def _share(v: Verdict) -> str:

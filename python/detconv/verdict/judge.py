@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +17,13 @@ from detconv.quoting import quoted
 from detconv.verdict import bounds
 from detconv.verdict.bounds import CONFIDENCE, FORMATS, Claim, rounded
 from detconv.verdict.problem import Array, Problem, numbers, on_cpu
+from detconv.verdict.together import STATUSES as STATUSES
 from detconv.verdict.together import Power, Together, power_of, spare_likely
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from detconv.verdict.diagnose import Diagnosis
-
-# From the best to the worst; the engine's numbers of them.
-STATUSES = ("identical", "rounding", "unlikely", "mistake")
 
 
 class ConvolutionMistake(AssertionError):
@@ -147,6 +146,34 @@ class Verdict:
         """S / abs(exact): how far a sum cancels, and by how much that amplifies its relative error."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.magnitude / np.abs(self.exact.astype(np.float64))
+
+    @cached_property
+    @np.errstate(all="ignore")
+    def arithmetic(self) -> tuple[str, str] | None:
+        """What the values are like: the widest format in which sums may have been added that probably have such
+        errors, and the narrowest that holds all values; None where no format of float64 and float32 does.
+
+        Where the values are stored in fewer digits than the claimed accumulator has, wider sums look no different.
+        """
+        exact = self.exact if self.stored == "float64" else self.problem.in_double().run("pairwise")
+        stored = next((name for name in ("bfloat16", "float16") if self._all_are(name)), self.stored)
+        wide = FORMATS[stored].digits >= self.claim.format.digits
+        names = ("float64", "float32") if wide else (self.claim.accumulator, "float32")
+        for name in dict.fromkeys(names):
+            claim = Claim(name, self.claim.products)
+            limits = Limits.of(self.problem, claim, self.confidence, exact, self.magnitude)
+            bound = 2 * limits.probable(self.magnitude) + bounds.half_ulp(self.candidate, FORMATS[stored])
+            off = np.abs(self.candidate - exact)
+            if (off <= bound + bounds.half_ulp(exact, FORMATS["float64"]))[np.isfinite(off)].all():
+                return name, stored
+        return None
+
+    def _all_are(self, name: str) -> bool:
+        """Whether all values, enough to be no chance, are numbers of a format that is narrower than they need be."""
+        values, format = self.candidate, FORMATS[name]
+        if format.digits >= FORMATS[self.stored].digits or np.count_nonzero(values) < 8:
+            return False
+        return np.array_equal(rounded(values, format), values, equal_nan=True)
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
@@ -378,7 +405,7 @@ def judge_problem(
     magnitude = problem.magnitude()
     limits = Limits.of(problem, claim, confidence, exact, magnitude)
     common = np.result_type(values, exact, magnitude)
-    codes, counts, worst, worst_at = _core.assess(
+    codes, counts, worst, worst_at, squares = _core.assess(
         np.ascontiguousarray(values, common),
         np.ascontiguousarray(exact, common),
         np.ascontiguousarray(magnitude, common),
@@ -386,12 +413,16 @@ def judge_problem(
         limits.hard,
         limits.likely,
         limits.tiny,
+        np.sqrt(np.maximum(problem.terms(), 1)),
         limits.exact_below,
+        scale := whole_scale(common, magnitude),
         claim.format,
         FORMATS[stored],
     )
     element = None if worst_at < 0 else tuple(int(i) for i in np.unravel_index(worst_at, exact.shape))
-    together = Together.of(problem, claim, stored, values, exact, magnitude, limits.shift)
+    elements, *sums = squares
+    error, size, usual, spread = (math.sqrt(total / max(elements, 1)) / scale for total in sums)
+    together = Together(elements, error, size, spread, usual, problem, claim, stored, values, exact, magnitude)
     spared = spare_likely(together, values - exact, magnitude, codes) if counts[2] else 0
     counts = [counts[0], counts[1] + spared, counts[2] - spared, counts[3]]
     return Verdict(
@@ -410,6 +441,12 @@ def judge_problem(
         together=together,
         _limits=limits,
     )
+
+
+def whole_scale(common: Any, magnitude: Array) -> float:
+    """A power of two times which the squares of the sums are numbers: 1 where those of float32 are."""
+    largest = 1.0 if common == np.float32 else float(magnitude.max(initial=0.0, where=np.isfinite(magnitude)))
+    return math.ldexp(1.0, -math.frexp(largest)[1]) if largest > 0 else 1.0
 
 
 def claimed(problem: Problem, container: str, dtype: str | None) -> Claim:

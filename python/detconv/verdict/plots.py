@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from detconv.drawing import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, figure, plain
-from detconv.verdict.explain import WHAT, axes
+from detconv.verdict.explain import WHAT, axes, origin
 from detconv.verdict.problem import Array
 
 if TYPE_CHECKING:
@@ -59,12 +59,17 @@ def plot_panel(verdict: Verdict, panel: Panel) -> Figure:
 def headline(verdict: Verdict) -> str:
     """The verdict in half a line."""
     size, count, what = verdict.exact.size, verdict.counts[verdict.status], WHAT[verdict.problem.name]
+    elements = "element" if size == 1 else "elements"
     match verdict.status:
         case "identical":
-            return f"Identical: {f'all {size}' if size else 'no'} elements of the {what}"
+            return f"Identical: {f'all {size}' if size > 1 else size or 'no'} {elements} of the {what}"
         case "rounding":
-            return f"Rounding: at most {100 * verdict.worst:.2g}% of the bound in {size} elements of the {what}"
-    return f"{verdict.status.capitalize()}: {count} of {size} elements of the {what}"
+            of, most = origin(verdict), f"at most {100 * verdict.worst:.2g}% of the bound in "
+            within = most if np.isfinite(verdict.worst) else ""
+            return f"Rounding{f' of {of}' if of else ''}: {within}{size} {elements} of the {what}"
+        case "unlikely" if not count:
+            return f"Unlikely: all {size} {elements} of the {what} together"
+    return f"{verdict.status.capitalize()}: {count} of {size} {elements} of the {what}"
 
 
 def _draw(place: Axes, panel: Panel, verdict: Verdict) -> None:
@@ -77,19 +82,30 @@ def _draw(place: Axes, panel: Panel, verdict: Verdict) -> None:
 
 
 def _by_position(v: Verdict) -> Array:
-    return np.asarray(v.share.reshape(-1, *v.share.shape[-2:]).max(0))
+    """The largest share at each place of the last two axes; of a bias gradient at its only one."""
+    places = v.share.shape[-2:] if v.share.ndim > 1 else (1, 1)
+    return np.asarray(v.share.reshape(-1, *places).max(0))
 
 
 def _by_channel(v: Verdict) -> Array:
-    return np.asarray(np.atleast_2d(v.share.max((-2, -1))))
+    return np.asarray(np.atleast_2d(v.share.max((-2, -1)) if v.share.ndim > 1 else v.share))
 
 
 def _draw_positions(place: Axes, v: Verdict) -> None:
-    _draw_map(place, _by_position(v), axes(v)[-2:])
+    _draw_map(place, _by_position(v), _position_axes(v))
 
 
 def _draw_channels(place: Axes, v: Verdict) -> None:
-    _draw_map(place, _by_channel(v), axes(v)[:-2] if v.exact.ndim == 4 else ("", axes(v)[0]))
+    names = _channel_axes(v)
+    _draw_map(place, _by_channel(v), names if len(names) == 2 else ("", *names))
+
+
+def _position_axes(v: Verdict) -> tuple[str, ...]:
+    return axes(v)[-2:] if v.exact.ndim > 1 else ("", "the only position")
+
+
+def _channel_axes(v: Verdict) -> tuple[str, ...]:
+    return axes(v)[:-2] if v.exact.ndim > 1 else axes(v)
 
 
 def _draw_map(place: Axes, shares: Array, names: tuple[str, ...]) -> None:
@@ -243,14 +259,14 @@ def _words_for_magnitudes(v: Verdict) -> str:
 
 PANELS = (
     Panel(
-        lambda v: f"By {axes(v)[-2]} and {axes(v)[-1]}",
+        lambda v: "By " + " and ".join(filter(None, _position_axes(v))),
         _draw_positions,
         lambda v: _words_for_map(_by_position(v), "positions"),
     ),
     Panel(
-        lambda v: "By " + " and ".join(axes(v)[:-2]),
+        lambda v: "By " + " and ".join(_channel_axes(v)),
         _draw_channels,
-        lambda v: _words_for_map(_by_channel(v), " and ".join(f"{name}s" for name in axes(v)[:-2])),
+        lambda v: _words_for_map(_by_channel(v), " and ".join(f"{name}s" for name in _channel_axes(v))),
     ),
     Panel(lambda v: "How much of the bound", _draw_histogram, _words_for_histogram),
     Panel(lambda v: "Error against S", _draw_magnitudes, _words_for_magnitudes),

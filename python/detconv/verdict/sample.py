@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -35,19 +36,26 @@ class Sample:
     _made: dict[Format, list[Array]] = field(init=False, default_factory=dict)
 
     @staticmethod
-    def of(problem: Problem) -> Sample:
-        """Drawn from the outputs of a problem; all of them where there are no more than 64."""
-        return _DRAWN[problem.name](problem)
+    def of(problem: Problem, most: int = _MOST) -> Sample:
+        """Drawn from the outputs of a problem, at most so many; all of them where there are no more than 64."""
+        return _DRAWN[problem.name](problem, most)
 
     def mapped(self, function: Callable[[Array], Array]) -> Sample:
         """The same outputs of operands that a function has changed; the bias is as it was."""
         return replace(self, rows=function(self.rows), columns=function(self.columns))
 
-    def same(self, other: Sample) -> bool:
-        """Whether both have the same operands."""
-        return np.array_equal(self.rows, other.rows, equal_nan=True) and np.array_equal(
-            self.columns, other.columns, equal_nan=True
-        )
+    def moved(self, function: Callable[[Array], Array]) -> Iterator[Array]:
+        """By how much the sums move if a function changes the rows, the columns or both; in the operands' type."""
+        rows, columns = function(self.rows) - self.rows, function(self.columns) - self.columns
+        some_rows, some_columns = bool(rows.any()), bool(columns.any())
+        first = replace(self, rows=rows, bias=None)._sums("pairwise", rows.dtype)
+        second = replace(self, columns=columns, bias=None)._sums("pairwise", rows.dtype)
+        if some_rows and some_columns:
+            yield first + second + replace(self, rows=rows, columns=columns, bias=None)._sums("pairwise", rows.dtype)
+        if some_rows:
+            yield first
+        if some_columns:
+            yield second
 
     @cached_property
     def exact(self) -> Array:
@@ -91,9 +99,12 @@ class Sample:
     def terms(self) -> int:
         return int(self.rows.shape[-1])
 
-    def _sums(self, summation: Summation | str, dtype: type) -> Array:
+    def _sums(self, summation: Summation | str, dtype: Any) -> Array:
         groups, rows, terms = self.rows.shape
         columns = self.columns.shape[-1]
+        if not terms:  # only the biases are left
+            bias = np.zeros((groups, rows)) if self.bias is None else self.bias
+            return np.repeat(bias.astype(np.float64)[..., None], columns, axis=2).ravel()
         made: Array = conv2d(
             np.ascontiguousarray(self.columns.reshape(1, groups * terms, 1, columns), dtype),
             np.ascontiguousarray(self.rows.reshape(groups * rows, terms, 1, 1), dtype),
@@ -133,14 +144,13 @@ def _in_lanes(terms: int, lanes: int, way: str) -> str:
 # ---- Drawing ----
 
 
-def _counts(*available: int) -> list[int]:
+def _counts(most: int, *available: int) -> list[int]:
     """How many groups, rows and columns to draw: about equally many, and all if there are few."""
-    size = int(np.prod(available))
-    wanted = min(max(int(size * _SHARE), _FEWEST), _MOST)
+    wanted = min(max(int(math.prod(available) * _SHARE), _FEWEST), most)
     counts = list(available)
-    while np.prod(counts) > wanted:
+    while math.prod(counts) > wanted:
         largest = int(np.argmax(counts))
-        others = int(np.prod(counts)) // counts[largest]
+        others = math.prod(counts) // counts[largest]
         enough = wanted // others if wanted > _FEWEST else -(-wanted // others)
         halved = -(-counts[largest] // 2)
         if enough >= counts[largest]:
@@ -151,19 +161,19 @@ def _counts(*available: int) -> list[int]:
     return counts
 
 
-def _draw(*available: int) -> list[Array]:
+def _draw(most: int, *available: int) -> list[Array]:
     """Numbers of groups, rows of a group and columns, in ascending order."""
     draw = np.random.default_rng(0)
-    pairs = zip(available, _counts(*available), strict=True)
+    pairs = zip(available, _counts(most, *available), strict=True)
     return [np.sort(draw.choice(size, count, replace=False, shuffle=False)) for size, count in pairs]
 
 
-def _of_output(problem: Problem) -> Sample:
+def _of_output(problem: Problem, most: int) -> Sample:
     """Of conv2d: a pixel sees the window of the input that the kernel covers there."""
     image, weight = _batched(problem.input), problem.weight
     (kh, kw), (sh, sw), (dh, dw) = kernel_of(problem), pair(problem.stride), pair(problem.dilation)
     (top, _), (left, _) = pads_of(problem)
-    panel = weight.reshape(int(problem.groups), -1, *weight.shape[1:])
+    panel = _by_group(weight, int(problem.groups))
 
     def windows(y: Array, x: Array) -> _Windows:
         return (
@@ -171,16 +181,16 @@ def _of_output(problem: Problem) -> Sample:
             x[:, None] * sw - left + np.arange(kw) * dw,
         )
 
-    return _of_images(image, panel, problem.bias, (len(image), *problem.shape[-2:]), windows)
+    return _of_images(image, panel, problem.bias, (len(image), *problem.shape[-2:]), windows, most)
 
 
-def _of_transpose(problem: Problem) -> Sample:
+def _of_transpose(problem: Problem, most: int) -> Sample:
     """Of conv_transpose2d and of the input gradient: a pixel sees those that its place in the kernel brings to it."""
     forward = problem.name == "conv_transpose2d"
     image, weight = _batched(problem.input if forward else problem.grad_output), problem.weight
     (kh, kw), (sh, sw), (dh, dw) = kernel_of(problem), pair(problem.stride), pair(problem.dilation)
     (top, _), (left, _) = pads_of(problem)
-    panel = weight.reshape(int(problem.groups), -1, *weight.shape[1:]).swapaxes(1, 2)
+    panel = _by_group(weight, int(problem.groups)).swapaxes(1, 2)
 
     def windows(y: Array, x: Array) -> _Windows:
         return (
@@ -188,7 +198,7 @@ def _of_transpose(problem: Problem) -> Sample:
             _divided(x[:, None] + left - np.arange(kw) * dw, sw),
         )
 
-    return _of_images(image, panel, problem.bias if forward else None, (len(image), *problem.shape[-2:]), windows)
+    return _of_images(image, panel, problem.bias if forward else None, (len(image), *problem.shape[-2:]), windows, most)
 
 
 def _divided(places: Array, stride: int) -> Array:
@@ -206,14 +216,15 @@ def _of_images(
     bias: Array | None,
     shape: tuple[int, ...],
     windows: Callable[[Array, Array], _Windows],
+    most: int,
 ) -> Sample:
     """Of outputs whose pixels see windows of an image: image (N, G * C, H, W), panel (G, R, C, KH, KW), and the sizes
     of the samples, rows and columns of the output."""
     groups, rows, depth, *kernel = panel.shape
-    g, r, pixels = _draw(groups, rows, int(np.prod(shape)))
+    g, r, pixels = _draw(most, groups, rows, math.prod(shape))
     samples, y, x = np.unravel_index(pixels, shape)
     iy, ix = windows(y, x)
-    terms = depth * int(np.prod(kernel))
+    terms = depth * math.prod(kernel)
     columns = _seen(image.reshape(len(image), groups, depth, *image.shape[-2:]), samples, g, iy, ix)
     channel = (g[:, None] * rows + r)[:, :, None]
     places = ((samples * groups * rows + channel) * shape[1] + y) * shape[2] + x
@@ -236,7 +247,7 @@ def _seen(image: Array, samples: Array, groups: Array, iy: Array, ix: Array) -> 
     return np.where(inside[..., None, None], seen, np.zeros((), image.dtype))
 
 
-def _of_weight(problem: Problem) -> Sample:
+def _of_weight(problem: Problem, most: int) -> Sample:
     """Of the weight gradient: the sums over all samples and pixels of the output."""
     image, outputs = _batched(problem.input), _batched(problem.grad_output)
     groups, (kh, kw) = int(problem.groups), kernel_of(problem)
@@ -244,7 +255,7 @@ def _of_weight(problem: Problem) -> Sample:
     (top, bottom), (left, right) = pads_of(problem)
     n, channels, height, width = outputs.shape
     depth, rows, terms = image.shape[1] // groups, channels // groups, n * height * width
-    g, r, taps = _draw(groups, rows, depth * kh * kw)
+    g, r, taps = _draw(most, groups, rows, depth * kh * kw)
     channel = g[:, None] * rows + r
     columns = np.empty((len(g), len(taps), n, height, width), image.dtype)
     c, i, j = np.unravel_index(taps, (depth, kh, kw))
@@ -263,19 +274,23 @@ def _of_weight(problem: Problem) -> Sample:
     )
 
 
-def _of_bias(problem: Problem) -> Sample:
+def _of_bias(problem: Problem, most: int) -> Sample:
     """Of the bias gradient: the sums over all samples and pixels, whose other factor is 1."""
     outputs = _batched(problem.grad_output)
-    _, r, _ = _draw(1, outputs.shape[1], 1)
-    rows = outputs[:, r].swapaxes(0, 1).reshape(1, len(r), -1)
+    _, r, _ = _draw(most, 1, outputs.shape[1], 1)
+    rows = outputs[:, r].swapaxes(0, 1).reshape(1, len(r), outputs.size // max(outputs.shape[1], 1))
     return Sample(r, rows, np.ones((1, rows.shape[2], 1), rows.dtype), None)
+
+
+def _by_group(weight: Array, groups: int) -> Array:
+    return weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
 
 
 def _batched(array: Array) -> Array:
     return array if array.ndim == 4 else array[None]
 
 
-_DRAWN: dict[str, Callable[[Problem], Sample]] = {
+_DRAWN: dict[str, Callable[[Problem, int], Sample]] = {
     "conv2d": _of_output,
     "conv2d_input": _of_transpose,
     "conv2d_weight": _of_weight,

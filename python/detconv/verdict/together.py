@@ -21,6 +21,9 @@ from detconv.verdict.sample import Sample
 if TYPE_CHECKING:
     from detconv.verdict.judge import Verdict
 
+# From the best to the worst; the engine's numbers of them.
+STATUSES = ("identical", "rounding", "unlikely", "mistake")
+
 # So many yardsticks are no rounding. Of 136,350 right outputs, of orders that are among our own and of others, none has
 # an error beyond both this and u * sqrt(n) * S.
 YARDSTICKS = 8.0
@@ -30,6 +33,9 @@ _SHARE = 1 / 16
 _STANDARD_ERRORS = 6.0
 # And if those of our own orders are far from 1/2: as for errors, a right order may have eight times as much.
 _LARGEST_OWN_SHARE = 0.5 / YARDSTICKS
+
+# Coarse operands show in few sums.
+_FEW = 256
 
 # Formats to which programs round operands without being asked; the coarser ones for all, float32 for float64 alone.
 _COARSE = ("float32", "tf32", "float16", "bfloat16")
@@ -87,51 +93,13 @@ class Together:
     error: float
     size: float
     spread: float
+    _usual: float  # S, root mean square
     _problem: Problem
     _claim: Claim
     _stored: str
     _candidate: Array
+    _exact: Array
     _magnitude: Array
-    _safe: Array  # the elements that are compared
-    _usual: float  # S, root mean square
-
-    @staticmethod
-    def of(
-        problem: Problem,
-        claim: Claim,
-        stored: str,
-        candidate: Array,
-        exact: Array,
-        magnitude: Array,
-        shift: Array | None,
-    ) -> Together:
-        """Of a candidate for the sums of a problem; shift is what the rounding of the operands may move them by."""
-        safe = (np.abs(candidate) < np.inf) & (np.abs(exact) < np.inf)
-        safe &= magnitude < 2.0 ** (min(claim.format.overflow, 1023) - 1)
-        everything = bool(safe.all())
-
-        def root(values: Array) -> float:
-            return rms(values if everything else values[safe])
-
-        n = np.maximum(problem.terms(), 1)
-        spread = claim.format.unit * np.sqrt(n) * magnitude
-        if shift is not None:
-            spread = spread + shift / np.sqrt(n)
-        with np.errstate(invalid="ignore"):
-            error = candidate.astype(np.float64) - exact
-        return Together(
-            int(np.count_nonzero(safe)),
-            root(error),
-            root(exact),
-            root(spread),
-            problem,
-            claim,
-            stored,
-            candidate,
-            magnitude,
-            safe,
-            root(magnitude),
-        )
 
     @cached_property
     def status(self) -> str:
@@ -154,16 +122,20 @@ class Together:
     @np.errstate(all="ignore")  # what overflows here is left out
     def yardstick(self) -> float:
         """The largest error of our own orders, root mean square; infinite where they overflow."""
-        if not self.elements or not self._fit.any():
+        if not self.elements:
             return np.inf
-        sample, products, largest = self._sample, self._claim.products, 0.0
+        sample = self._sample
+        fit = self._fit(sample)
+        if not fit.any():
+            return np.inf
+        products, largest = self._claim.products, 0.0
         claims = [sample] if products is None else [sample.mapped(way) for way in _roundings(products)]
         for used in claims:
-            moved = rms((used.exact - sample.exact)[self._fit])
-            largest = max(largest, moved + max(rms(error[self._fit]) for error in used.errors(self._claim.format)))
-        total = largest + rms(half_ulp(sample.exact[self._fit], FORMATS[self._stored]))
+            moved = rms((used.exact - sample.exact)[fit])
+            largest = max(largest, moved + max(rms(error[fit]) for error in used.errors(self._claim.format)))
+        total = largest + rms(half_ulp(sample.exact[fit], FORMATS[self._stored]))
         # Where the sample has not met the largest sums, its errors are too small for them.
-        here = rms(self._magnitude.ravel()[sample.places][self._fit])
+        here = rms(self._magnitude.ravel()[sample.places][fit])
         grows = max(1.0, self._usual / here) if here > 0 else 1.0
         return total * grows if np.isfinite(total) else np.inf
 
@@ -176,17 +148,19 @@ class Together:
     @np.errstate(all="ignore")
     def coarse(self) -> Coarse | None:
         """Signs of coarse operands; None where there are none."""
-        if not self.elements or not self._fit.any():
+        if not self.elements:
             return None
-        sample, fit = self._sample, self._fit
-        error = self._candidate.ravel()[sample.places][fit] - sample.exact[fit]
+        few = Sample.of(self._problem, _FEW)
+        fit = self._fit(few)
+        error = self._candidate.ravel()[few.places][fit] - few.exact[fit]
         found: dict[bytes, tuple[_Projection, list[str]]] = {}
         for name in self._coarser():
-            for changed in map(sample.mapped, _roundings(name)):
-                moved = (changed.exact - sample.exact)[fit]
-                if moved.any() and np.isfinite(moved).all():
-                    _, names = found.setdefault(moved.tobytes(), (_Projection.of(error, moved), []))
-                    names.append(name)
+            for way in _roundings(name):
+                for moved in few.moved(way):
+                    moved = moved[fit]
+                    if moved.any() and np.isfinite(moved).all():
+                        _, names = found.setdefault(moved.tobytes(), (_Projection.of(error, moved), []))
+                        names.append(name)
         near = [entry for entry in found.values() if entry[0].share > 0.5]
         if not near:
             return None
@@ -195,8 +169,31 @@ class Together:
         deviation = max(best.deviation, self.yardstick / (rms(best.moved) * np.sqrt(best.moved.size)))
         if best.share <= 0.5 + _STANDARD_ERRORS * deviation:
             return None
-        own = [abs(_Projection.of(other[fit], best.moved).share) for other in sample.errors(self._claim.format)]
-        return Coarse(tuple(dict.fromkeys(names)), best.share, deviation, max(own) < _LARGEST_OWN_SHARE)
+        tells = self._own_share(few, fit, best.moved) < _LARGEST_OWN_SHARE
+        return Coarse(tuple(dict.fromkeys(names)), best.share, float(deviation), tells)
+
+    @cached_property
+    @np.errstate(all="ignore")
+    def blind_to(self) -> tuple[str, ...]:
+        """The formats to which operands could have been rounded unseen: our own orders have errors of that kind."""
+        if not self.elements:
+            return ()
+        few = Sample.of(self._problem, _FEW)
+        fit = self._fit(few)
+        found = []
+        for name in self._coarser() if fit.any() else ():
+            moved = next(few.moved(next(_roundings(name))), np.zeros(fit.shape))[fit]
+            if not moved.any() or not np.isfinite(moved).all():
+                continue
+            deviation = self.yardstick / (rms(moved) * np.sqrt(moved.size))
+            if 0.5 + _STANDARD_ERRORS * deviation >= 1 or self._own_share(few, fit, moved) >= _LARGEST_OWN_SHARE:
+                found.append(name)
+        return tuple(found)
+
+    def _own_share(self, sample: Sample, fit: Array, moved: Array) -> float:
+        """The largest share of our own orders' errors."""
+        own = (_Projection.of(error[fit], moved).share for error in sample.errors(self._claim.format))
+        return max(map(abs, own))
 
     def _coarser(self) -> Iterator[str]:
         """The formats that are coarser than the operands and what is claimed of them."""
@@ -210,11 +207,13 @@ class Together:
         """The outputs of which our own orders are run."""
         return Sample.of(self._problem)
 
-    @cached_property
-    @np.errstate(all="ignore")
-    def _fit(self) -> Array:
-        """Those of the sample that are compared."""
-        return self._safe.ravel()[self._sample.places] & np.isfinite(self._sample.exact)
+    def _fit(self, sample: Sample) -> Array:
+        """Those of a sample that are compared."""
+        candidate, exact, magnitude = (
+            values.ravel()[sample.places] for values in (self._candidate, self._exact, self._magnitude)
+        )
+        safe = magnitude < 2.0 ** (min(self._claim.format.overflow, 1023) - 1)
+        return np.asarray(safe & np.isfinite(candidate) & np.isfinite(exact) & np.isfinite(sample.exact))
 
 
 class _Projection(NamedTuple):
@@ -245,7 +244,7 @@ def _roundings(name: str) -> Iterator[Callable[[Array], Array]]:
 def spare_likely(together: Together, error: Array, magnitude: Array, codes: Array) -> int:
     """Elements beyond their probable bounds, but not beyond eight yardsticks, are roundings: so they are marked in
     codes. Returns how many there are."""
-    rounding, unlikely = 1, 2  # the engine's numbers
+    rounding, unlikely = STATUSES.index("rounding"), STATUSES.index("unlikely")
     doubtful = np.flatnonzero(codes == unlikely)
     if not doubtful.size:
         return 0
