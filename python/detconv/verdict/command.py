@@ -96,7 +96,6 @@ def _judge(namespace: argparse.Namespace) -> Verdict:
     geometry = namespace.stride, namespace.padding, namespace.dilation, namespace.groups
     options: dict[str, Any] = {"dtype": namespace.dtype, "confidence": namespace.confidence}
     candidate = given["output"]
-    transposed: dict[str, Any] = {"transposed": namespace.transposed, "output_padding": namespace.output_padding}
     if namespace.of != "output" and (namespace.transposed or namespace.output_padding != 0):
         raise ValueError(f"--transposed and --output-padding play no part for --pass {namespace.of}")
     match namespace.of:
@@ -110,7 +109,8 @@ def _judge(namespace: argparse.Namespace) -> Verdict:
         case "weight":
             size = tuple(candidate.shape)
             return judge_weight_gradient(candidate, given["input"], size, given["grad_output"], *geometry, **options)
-    return judge(candidate, given["input"], given["weight"], given.get("bias"), *geometry, **options, **transposed)
+    options |= {"transposed": namespace.transposed, "output_padding": namespace.output_padding}
+    return judge(candidate, given["input"], given["weight"], given.get("bias"), *geometry, **options)
 
 
 def _read(namespace: argparse.Namespace) -> dict[str, Any]:

@@ -125,9 +125,9 @@ def diagnose_verdict(verdict: Verdict) -> Diagnosis:
     if v.exact.size == 0:
         return Diagnosis((), "There is nothing to diagnose: there are no elements.")
     if v.problem.name not in DIAGNOSED:
-        return Diagnosis(
-            (), f"The mistakes that are known are those of conv2d and its gradients, not {v.problem.name}'s."
-        )
+        return Diagnosis((), f"No mistakes are known of {v.problem.name}: only of conv2d and its gradients.")
+    if not v.problem.terms().any():
+        return Diagnosis((), "There is nothing to diagnose: the sums have no terms, so each is 0, or the bias.")
     return _diagnosed(_case(v.candidate, v.problem, v.container, v.claim, v.confidence))
 
 
