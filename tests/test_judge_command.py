@@ -66,7 +66,7 @@ def test_rounding_is_0_and_a_mistake_1(saved: Saved, capsys: pytest.CaptureFixtu
     for name, status, said in [
         ("exact.npy", 0, "Identical: all 480 elements"),
         ("y.npy", 0, "Rounding: no element"),
-        ("unlikely.npy", 0, "Unlikely: 1 of 480 elements"),
+        ("unlikely.npy", 1, "Unlikely: 1 of 480 elements"),
         ("wrong.npy", 1, "Mistake: 480 of 480"),
     ]:
         assert cli.main([*FORWARD, name]) == status
@@ -76,6 +76,8 @@ def test_rounding_is_0_and_a_mistake_1(saved: Saved, capsys: pytest.CaptureFixtu
         assert max(map(len, out.splitlines())) <= 98
     verdict = detconv.judge(WRONG, X, W, B, **GEOMETRY)
     assert out.split() == verdict.explain().split()
+    assert cli.main([*FORWARD, "unlikely.npy", "--allow-unlikely"]) == 0
+    assert cli.main([*FORWARD, "wrong.npy", "--allow-unlikely"]) == 1
 
 
 def test_as_a_program(saved: Saved) -> None:
