@@ -54,7 +54,8 @@ class Guess(NamedTuple):
     says: one sentence, without its full stop.
     problem: whose sums were computed.
     then: what was done to them; where problem is another than the case's, to each plane alone.
-    parameters: how many numbers were fitted to the candidate.
+    planes: then works on each plane alone where problem is the case's, too: a few planes show whether it fits.
+    parameters: how many numbers were fitted to the candidate, or what it takes to say as much: 20 bits each.
     stored, claim: another format of the output and another arithmetic than the case's.
     leaves: the elements that do not fit are left unexplained; the guess says no more than where they are.
     """
@@ -66,6 +67,28 @@ class Guess(NamedTuple):
     stored: str | None = None
     claim: Claim | None = None
     leaves: bool = False
+    planes: bool = False
+
+    def is_as(self, other: Guess) -> bool:
+        """Whether another guess computes the same: the same arguments and numbers, however it is called."""
+        if self.then or other.then or self.problem.name != other.problem.name:
+            return False
+        if (self.stored, self.claim) != (other.stored, other.claim):
+            return False
+        return all(
+            _equal(name, mine, others)
+            for (name, mine), (_, others) in zip(self.problem.named(), other.problem.named(), strict=True)
+        )
+
+
+def _equal(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of an argument mean the same."""
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return one is other or (one is not None and other is not None and np.array_equal(one, other, equal_nan=True))
+    for_both_axes = name in ("stride", "padding", "output_padding", "dilation")
+    if for_both_axes and not isinstance(one, str) and not isinstance(other, str):
+        return pair(one) == pair(other)
+    return bool(one == other)
 
 
 @dataclass(frozen=True)
@@ -108,10 +131,39 @@ class Case:
         return np.where(np.isfinite(residual), residual, 0.0)
 
     @cached_property
-    def sample(self) -> Array:
-        """Flat indices of some elements: of those that do not fit, if there are any."""
+    def sample(self) -> tuple[Array, ...]:
+        """Indices of some elements: of those that do not fit, if there are any."""
         flat = np.flatnonzero(self.unfit) if self.unfit.any() else np.arange(self.unfit.size)
-        return flat if len(flat) <= 4096 else flat[np.random.default_rng(0).integers(0, len(flat), 4096)]
+        if len(flat) > 4096:
+            flat = flat[np.random.default_rng(0).integers(0, len(flat), 4096)]
+        return np.unravel_index(flat, self.unfit.shape)
+
+    @cached_property
+    def evenly(self) -> tuple[Array, ...]:
+        """Indices of elements from the whole output, right and wrong ones."""
+        size = self.unfit.size
+        flat = np.arange(size) if size <= 4096 else np.random.default_rng(1).integers(0, size, 4096)
+        return np.unravel_index(flat, self.unfit.shape)
+
+    @cached_property
+    def evenly_in_box(self) -> Array:
+        """Which of the elements ``evenly`` are in the box."""
+        spans = (index.ravel() for index in self.box)
+        inside = [np.isin(at, span) for at, span in zip(self.evenly, spans, strict=True)]
+        return np.asarray(np.all(inside, axis=0))
+
+    @cached_property
+    def thinned(self) -> tuple[slice, ...]:
+        """Index of some rows and columns of each plane, all if there are few: about a million elements at most."""
+        step = max(1, int(np.ceil(np.sqrt(self.candidate.size / (1 << 20)))))
+        return (slice(None), slice(None), slice(None, None, step), slice(None, None, step))
+
+    @cached_property
+    def expected_crop(self) -> Expected:
+        """What should have come out in the planes of ``crop``."""
+        assert self.expected is not None
+        chosen = np.ix_(*self.crop)
+        return self.expected.mapped(lambda array: array[chosen])
 
     @cached_property
     def crop(self) -> tuple[Array, Array]:
@@ -141,18 +193,32 @@ def shape_of(problem: Problem) -> tuple[int, ...]:
     return problem.shape
 
 
+def bias_of(problem: Problem) -> Array | None:
+    """The bias of an output; None where there is none, and for gradients."""
+    return problem.bias if problem.name in ("conv2d", "conv_transpose2d") else None
+
+
 def cropped(problem: Problem, samples: Array, outputs: Array) -> list[Problem]:
-    """Problems, one for each group that is met, that together give these samples and output channels of conv2d."""
-    per_group, channels = len(problem.weight) // int(problem.groups), problem.weight.shape[1]
+    """Problems, one for each group that is met, that together give these samples and channels of an output.
+
+    Of conv2d, conv_transpose2d or an input gradient.
+    """
+    forward, groups = problem.name == "conv2d", int(problem.groups)
+    source = "grad_output" if problem.name == "conv2d_input" else "input"
+    taken = getattr(problem, source).shape[1] // groups
+    per_group = len(problem.weight) // groups if forward else problem.weight.shape[1]
     found = []
     for group in np.unique(outputs // per_group):
-        chosen = outputs[outputs // per_group == group]
-        found.append(
-            problem.having(
-                input=np.ascontiguousarray(problem.input[samples, group * channels : (group + 1) * channels]),
-                weight=np.ascontiguousarray(problem.weight[chosen]),
-                bias=None if problem.bias is None else np.ascontiguousarray(problem.bias[chosen]),
-                groups=1,
-            )
-        )
+        chosen, of_group = outputs[outputs // per_group == group], slice(group * taken, (group + 1) * taken)
+        weight = problem.weight[chosen] if forward else problem.weight[of_group][:, chosen - group * per_group]
+        changes: dict[str, Any] = {
+            source: np.ascontiguousarray(getattr(problem, source)[samples, of_group]),
+            "weight": np.ascontiguousarray(weight),
+            "groups": 1,
+        }
+        if problem.name == "conv2d_input":
+            changes["input_size"] = (len(samples), len(chosen), *problem.input_size[2:])
+        elif problem.bias is not None:
+            changes["bias"] = np.ascontiguousarray(problem.bias[chosen])
+        found.append(problem.having(**changes))
     return found

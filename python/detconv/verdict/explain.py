@@ -41,9 +41,7 @@ def explain(verdict: Verdict) -> str:
 
 def is_diagnosed(verdict: Verdict) -> bool:
     """Whether there is something to diagnose: what is more than rounding."""
-    from detconv.verdict.diagnose import DIAGNOSED
-
-    return verdict.status in ("unlikely", "mistake") and verdict.problem.name in DIAGNOSED
+    return verdict.status in ("unlikely", "mistake")
 
 
 def no_power(verdict: Verdict) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from detconv.verdict.case import Case, Expected, Guess, kernel_of, pads_of, pair, shape_of
+from detconv.verdict.case import Case, Guess, kernel_of, pads_of, pair, shape_of
 from detconv.verdict.problem import Array, Problem
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -16,6 +17,8 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 _SIDES = (("above", "below"), ("left", "right"))
 _LINES = ("row", "column")
 _AXES = ("height", "width")
+# What it takes to say how far windows lie too far, as a share of a number that is fitted.
+_MOVE = 0.25
 
 
 # ---- The kernel ----
@@ -56,7 +59,8 @@ def _kernel(case: Case, says: str, change: Any) -> Guess:
 
 def axes_swapped(case: Case) -> Iterator[Guess]:
     problem = case.problem
-    pairs = {name: pair(getattr(problem, name)) for name in ("stride", "dilation")}
+    more = ("output_padding",) if problem.name == "conv_transpose2d" else ()
+    pairs = {name: pair(getattr(problem, name)) for name in ("stride", "dilation", *more)}
     pads = pads_of(problem)
     names = [name for name, (h, w) in {**pairs, "padding": pads}.items() if h != w]
     kernel = problem.name != "conv2d_weight"
@@ -72,7 +76,8 @@ def axes_swapped(case: Case) -> Iterator[Guess]:
                 continue  # a transposed kernel, and nothing else
             changes["weight"] = np.ascontiguousarray(problem.weight.swapaxes(-1, -2))
             swapped.append("kernel")
-        yield from laid(case, f"height and width are swapped in the {_and(swapped)}", **changes)
+        told = _and(swapped).replace("_", " ")
+        yield from laid(case, f"height and width are swapped in the {told}", **changes)
     if problem.name != "conv2d_input":
         swapped_input = np.ascontiguousarray(problem.input.swapaxes(-1, -2))
         yield from laid(case, "height and width are swapped in the input", input=swapped_input)
@@ -108,7 +113,12 @@ def window_off(case: Case) -> Iterator[Guess]:
             if m
         ]
         more = [f"{_SIDES[axis][m < 0]} instead of {_SIDES[axis][m > 0]}" for axis, m in enumerate(move) if m]
-        yield from laid(case, f"all windows lie {_and(told)} too far; the padding is {_and(more)}", pads=moved)
+        if case.problem.name == "conv_transpose2d":
+            says = f"the output lies {_and(told)} too far: it is cut {_and(more)}, as by auto_pad at the other end"
+        else:
+            says = f"all windows lie {_and(told)} too far; the padding is {_and(more)}"
+        for guess in laid(case, says, pads=moved):
+            yield guess._replace(parameters=_MOVE)
 
 
 def padding_off(case: Case) -> Iterator[Guess]:
@@ -135,7 +145,7 @@ def padding_off(case: Case) -> Iterator[Guess]:
 
 
 def padding_mode(case: Case) -> Iterator[Guess]:
-    if case.problem.name == "conv2d_input":
+    if case.problem.name not in ("conv2d", "conv2d_weight") or 0 in case.problem.input.shape:
         return
     modes = {
         "reflect": "the image, mirrored at its border pixels (reflect)",
@@ -206,30 +216,129 @@ def _steps(case: Case, name: str, ignored: bool) -> Iterator[Guess]:
             yield from laid(case, f"the {name} is {made} instead of {(h, w)}", **{name: made})
 
 
+# ---- Several arguments at once ----
+
+# So many settings of the arguments are tried where the shape is another than it should be, and where it is right.
+_MOST_SETTINGS = (120, 24)
+
+
+class _Setting(NamedTuple):
+    """Values of the arguments that determine a size, each for both axes."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    output_padding: tuple[int, int]
+
+    def differing(self, other: _Setting) -> list[str]:
+        return [name for name in self._fields if getattr(self, name) != getattr(other, name)]
+
+
+def arguments_off(case: Case) -> Iterator[Guess]:
+    """Arguments with which the output has the candidate's shape: several at once, or one that is far off."""
+    other_shape = case.expected is None
+    own, settings = _settings(case.problem, case.candidate.shape)
+    for setting in settings[: _MOST_SETTINGS[not other_shape]]:
+        names = setting.differing(own)
+        if len(names) > 1 or other_shape:
+            yield case.guess(f"{_told(setting, own)}{': so the shape tells' * other_shape}", **_changed(setting, names))
+
+
+def shape_given_by(problem: Problem, shape: tuple[int, ...]) -> str | None:
+    """The simplest change of the arguments that gives a shape, in words; None if none of those that are tried does."""
+    own, settings = _settings(problem, shape)
+    return _told(settings[0], own) if settings else None
+
+
+def _changed(setting: _Setting, names: list[str]) -> dict[str, tuple[int, int]]:
+    return {name: getattr(setting, name) for name in names}
+
+
+def _told(setting: _Setting, own: _Setting) -> str:
+    def one(values: tuple[int, int]) -> str:
+        return str(values[0]) if values[0] == values[1] else str(values)
+
+    names = setting.differing(own)
+    return _and(
+        [f"the {n.replace('_', ' ')} is {one(getattr(setting, n))} instead of {one(getattr(own, n))}" for n in names]
+    )
+
+
+def _settings(problem: Problem, shape: tuple[int, ...]) -> tuple[_Setting, list[_Setting]]:
+    """The arguments as they are; and others that give this shape, those first that change the fewest arguments, and
+    those to the same value for both axes."""
+    none = _Setting((1, 1), (0, 0), (1, 1), (0, 0))
+    if problem.name not in ("conv2d", "conv_transpose2d") or shape_of(problem)[:2] != shape[:2]:
+        return none, []
+    transposed = problem.name == "conv_transpose2d"
+    pads = pads_of(problem)
+    if any(before != after for before, after in pads):  # "same" with an even kernel, which no number says
+        return none, []
+    more = pair(problem.output_padding) if transposed else (0, 0)
+    own = _Setting(pair(problem.stride), (pads[0][0], pads[1][0]), pair(problem.dilation), more)
+    by_axis = []
+    for axis in (0, 1):
+        size, kernel, wanted = problem.input.shape[-2 + axis], kernel_of(problem)[axis], shape[-2 + axis]
+        of_axis = [values[axis] for values in own]
+        by_axis.append(
+            [v for v in _values(of_axis, kernel, transposed) if _size(v, size, kernel, transposed) == wanted]
+        )
+    found = [_Setting(*zip(h, w, strict=True)) for h, w in product(*by_axis)]
+    found = [setting for setting in found if setting.differing(own)]
+
+    def simplicity(setting: _Setting) -> tuple[int, ...]:
+        changed = [getattr(setting, name) for name in setting.differing(own)]
+        distance = sum(abs(a - b) for mine, others in zip(setting, own, strict=True) for a, b in zip(mine, others))  # noqa: B905
+        return len(changed), sum(h != w for h, w in changed), distance
+
+    return own, sorted(found, key=simplicity)
+
+
+def _values(own: list[int], kernel: int, transposed: bool) -> Iterator[tuple[int, int, int, int]]:
+    """Strides, paddings, dilations and output paddings that somebody may have taken, on one axis."""
+    stride, padding, dilation, more = own
+    strides = {1, 2, 3, 4, stride - 1, stride, stride + 1}
+    dilations = {1, 2, 3, dilation - 1, dilation, dilation + 1} if kernel > 1 else {dilation}
+    paddings = {*range(max(4, kernel)), padding - 1, padding, padding + 1, 2 * padding}
+    paddings |= {d * (kernel - 1) for d in dilations} | {d * (kernel - 1) // 2 for d in dilations}
+    mores = {0, 1, more} if transposed else {0}
+    for s, p, d, m in product(strides, paddings, dilations, mores):
+        if s > 0 and p >= 0 and d > 0 and m < max(s, d):
+            yield s, p, d, m
+
+
+def _size(values: tuple[int, int, int, int], size: int, kernel: int, transposed: bool) -> int:
+    stride, padding, dilation, more = values
+    reach = dilation * (kernel - 1) + 1
+    if transposed:
+        return (size - 1) * stride - 2 * padding + reach + more
+    return (size + 2 * padding - reach) // stride + 1
+
+
 # ---- Both directions mixed up ----
 
 
 def transposed_convolution(case: Case) -> Iterator[Guess]:
-    """``conv_transpose2d`` with the same arguments: its weight has the input's channels first."""
+    """``conv_transpose2d`` with the same arguments, whose weight has the input's channels first; or the reverse."""
     p = case.problem
+    if p.name == "conv_transpose2d":
+        channels = p.weight.shape[1] * int(p.groups)
+        if p.input.shape[1] == channels and (p.bias is None or len(p.bias) == len(p.weight)):
+            straight = (p.input, p.weight, p.bias, p.stride, p.padding, p.dilation, p.groups)
+            says = "it is the convolution (conv2d), whose weight has the output's channels first"
+            yield Guess(says, replace(p, name="conv2d", arguments=straight))
+        return
     if p.name != "conv2d" or len(p.weight) != p.input.shape[1]:
         return
-    sizes = [
-        (size - 1) * s - sum(pads) + d * (k - 1) + 1
-        for size, s, pads, d, k in zip(
-            p.input.shape[-2:], pair(p.stride), pads_of(p), pair(p.dilation), kernel_of(p), strict=True
-        )
-    ]
-    shape = (len(p.input), p.weight.shape[1] * int(p.groups), *sizes)
-    back = Problem("conv2d_input", (shape, p.weight, p.input, p.stride, p.padding, p.dilation, p.groups), p.given)
-    if p.bias is not None and len(p.bias) != shape[1]:
+    pads = pads_of(p)
+    if any(before != after for before, after in pads) or (
+        p.bias is not None and len(p.bias) != p.weight.shape[1] * int(p.groups)
+    ):
         return
-    bias = 0 if p.bias is None else p.bias[:, None, None]
-    yield Guess(
-        "it is the transposed convolution (conv_transpose2d), whose weight has the input's channels first",
-        back,
-        lambda e: Expected(e.values + bias, e.bound + np.abs(bias) * 2.0**-22),
-    )
+    padding = (pads[0][0], pads[1][0])
+    back = (p.input, p.weight, p.bias, p.stride, padding, 0, p.groups, p.dilation)
+    says = "it is the transposed convolution (conv_transpose2d), whose weight has the input's channels first"
+    yield Guess(says, replace(p, name="conv_transpose2d", arguments=back))
 
 
 # ---- Arguments, whatever they are ----
@@ -239,10 +348,11 @@ def laid(case: Case, says: str, pads: Any = None, **changes: Any) -> Iterator[Gu
     """The guess that some arguments were others; pads of four sides, negative ones cut the image.
 
     Where that gives another size than the candidate has, the guess is that the loops over the output had their right
-    lengths all the same: windows that leave the image at its end see zeros.
+    lengths all the same: windows that leave the image at its end see zeros, which takes more to say.
     """
     problem = case.problem.having(**changes)
     pads = pads_of(problem) if pads is None else pads
+    leaves = False
     if problem.name == "conv2d":
         natural = shape_of(_padded(problem, pads))[-2:]
         wanted = case.candidate.shape[-2:]
@@ -256,12 +366,18 @@ def laid(case: Case, says: str, pads: Any = None, **changes: Any) -> Iterator[Gu
                 pads,
                 strict=True,
             )
-            pads = tuple((p[0], (n - 1) * s + d * (k - 1) + 1 - size - p[0]) for n, s, d, k, size, p in axes)
+            given, pads = (
+                pads,
+                tuple((p[0], (n - 1) * s + d * (k - 1) + 1 - size - p[0]) for n, s, d, k, size, p in axes),
+            )
+            leaves = any(p[1] > own[1] for p, own in zip(pads, given, strict=True))
             if case.expected is None or any(p[1] > 4 * (size + 8) for p, size in zip(pads, wanted, strict=True)):
                 return
-        yield Guess(says, _padded(problem, pads))
+        yield Guess(says, _padded(problem, pads), parameters=0.5 * leaves)
     elif problem.name == "conv2d_weight":
         yield Guess(says, _padded(problem, pads))
+    elif problem.name == "conv_transpose2d":
+        yield from _cut(case, says, problem, pads)
     elif pads == pads_of(problem):
         yield Guess(says, problem)
     else:
@@ -271,6 +387,32 @@ def laid(case: Case, says: str, pads: Any = None, **changes: Any) -> Iterator[Gu
             larger = problem.having(input_size=(*outer, height + top + bottom, width + left + right), padding=0)
             inner = np.s_[..., top : top + height, left : left + width]
             yield Guess(says, larger, lambda e: e.mapped(lambda v: v[inner]))
+
+
+def _cut(case: Case, says: str, problem: Problem, pads: Pads) -> Iterator[Guess]:
+    """A transposed convolution whose whole output is cut by so many lines on each side.
+
+    Where that gives another size than the candidate has, it is cut, or goes on without terms, to the right one.
+    """
+    size, wanted = shape_of(problem)[-2:], case.candidate.shape[-2:]
+    if pads == pads_of(problem) and size == wanted:
+        yield Guess(says, problem)
+        return
+    own = pads_of(problem)
+    size = tuple(n + sum(mine) - sum(other) for n, mine, other in zip(size, own, pads, strict=True))
+    if min(size) < 1 or (size != wanted and case.expected is None):
+        return
+    # Lines of zeros around the input give lines without terms around the output.
+    zeros = [1 + max(0, *(-p for p in side)) // s for side, s in zip(pads, pair(problem.stride), strict=True)]
+    extra = [max(0, n - m) // s for n, m, s in zip(wanted, size, pair(problem.stride), strict=True)]
+    around = [(z, z + e + 1) for z, e in zip(zeros, extra, strict=True)]
+    whole = problem.having(
+        input=np.pad(problem.input, ((0, 0), (0, 0), *around)), padding=(0, 0), output_padding=(0, 0)
+    )
+    first = [z * s + p[0] for z, s, p in zip(zeros, pair(problem.stride), pads, strict=True)]
+    rows, columns = (slice(f, f + n) for f, n in zip(first, wanted, strict=True))
+    forced = 0.5 * (size != wanted)
+    yield Guess(says, whole, lambda e: e.mapped(lambda v: v[..., rows, columns]), parameters=forced)
 
 
 def _padded(problem: Problem, pads: Any) -> Problem:

@@ -151,6 +151,8 @@ def _shares(case: Case) -> list[_Share]:
     if case.expected is None or not case.unfit.any():
         return []
     shape = term_shape(case.problem)
+    if 0 in shape:
+        return []
     elements = elements_of(case, max(16, min(4000, _MOST_TERMS // int(np.prod(shape)))))
     all_terms, residual = terms(case.problem, elements), case.residual[elements]
     if not np.isfinite(all_terms).all() or not residual.any():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from detconv.verdict import regions
-from detconv.verdict.case import Case, Expected, Guess
+from detconv.verdict.case import Case, Expected, Guess, bias_of
 from detconv.verdict.problem import Array
 from detconv.verdict.wires import permutation
 
@@ -30,7 +31,7 @@ def shifted(case: Case) -> Iterator[Guess]:
                             np.moveaxis(values, axis, 0)[0 if by > 0 else -1] = 0
                 return Expected(values, bound)
 
-            yield Guess(says + (", and rolled around" if rolls else ""), case.problem, then)
+            yield Guess(says + (", and rolled around" if rolls else ""), case.problem, then, planes=True)
 
 
 def turned(case: Case) -> Iterator[Guess]:
@@ -40,7 +41,11 @@ def turned(case: Case) -> Iterator[Guess]:
         "turned by 180 degrees": np.s_[..., ::-1, ::-1],
     }
     for words, index in flips.items():
-        yield Guess(f"the output is {words}", case.problem, lambda e, index=index: e.mapped(lambda v: v[index]))  # type: ignore[misc]
+
+        def then(e: Expected, index: Any = index) -> Expected:
+            return e.mapped(lambda v: v[index])
+
+        yield Guess(f"the output is {words}", case.problem, then, planes=True)
 
 
 def moved(axis: int) -> Callable[[Case], Iterator[Guess]]:
@@ -51,8 +56,9 @@ def moved(axis: int) -> Callable[[Case], Iterator[Guess]]:
             return
         p, many = case.problem, regions.AXES[case.problem.name][axis][1]
         staying: list[tuple[Array | float, str]] = [(0.0, "")]
-        if p.name == "conv2d" and axis == 1 and p.bias is not None:
-            staying.append((p.bias[:, None, None].astype(np.float64), "; their biases are not"))
+        bias = bias_of(p)
+        if axis == 1 and bias is not None:
+            staying.append((bias[:, None, None].astype(np.float64), "; their biases are not"))
         for kept, words in staying:
             order = _sources(case, kept, axis)
             if order is not None:
@@ -77,11 +83,24 @@ def _sources(case: Case, kept: Array | float, axis: int) -> Array | None:
     if not 1 < size <= 1024:
         return None
     assert case.expected is not None
-    arrays = (case.candidate - kept, case.expected.values - kept, case.expected.bound, case.unfit)
-    got, values, bound, unfit = (np.moveaxis(array, axis, 0).reshape(size, -1) for array in arrays)
-    off = np.flatnonzero(unfit.any(axis=1))
-    seen = np.random.default_rng(0).permutation(got.shape[1])[:24]
-    near = (np.abs(got[off][:, None, seen] - values[:, seen]) <= 2 * bound[:, seen]).mean(axis=2)
+    others = [n for a, n in enumerate(case.candidate.shape) if a != axis]
+    count = int(np.prod(others))
+    seen = np.unravel_index(
+        np.random.default_rng(0).permutation(min(count, 1 << 20))[:24] * max(1, count >> 20), others
+    )
+
+    def some(array: Array) -> Array:
+        first, second, third = seen
+        return np.moveaxis(array, axis, 0)[:, first, second, third].astype(np.float64)
+
+    kept_there = some(np.broadcast_to(kept, case.candidate.shape))
+    got, values, bound = (
+        some(case.candidate) - kept_there,
+        some(case.expected.values) - kept_there,
+        some(case.expected.bound),
+    )
+    off = np.flatnonzero(case.unfit.any(axis=tuple(a for a in range(4) if a != axis)))
+    near = (np.abs(got[off][:, None] - values) <= 2 * bound).mean(axis=2)
     order, source = np.arange(size), np.argmax(near, axis=1)
     sure = near[np.arange(len(off)), source] > 0.6
     order[off[sure]] = source[sure]
@@ -97,9 +116,11 @@ def weight_layout(case: Case) -> Iterator[Guess]:
         return
     weight = case.problem.weight
     o, c, kh, kw = weight.shape
+    # A transposed convolution's weight has its input channels first: what is O in the names below is I there.
+    names = str.maketrans("OI", "IO") if case.problem.name == "conv_transpose2d" else {}
     if o == c:
         yield case.guess(
-            "the weight is transposed: its output channels are read as input channels (OIHW as IOHW)",
+            f"the weight is transposed: output and input channels are exchanged ({'OIHW as IOHW'.translate(names)})",
             weight=np.ascontiguousarray(weight.swapaxes(0, 1)),
         )
     readings = {
@@ -111,13 +132,13 @@ def weight_layout(case: Case) -> Iterator[Guess]:
     }
     for name, (shape, axes) in readings.items():
         yield case.guess(
-            f"the weight's memory is read as {name} instead of OIHW",
+            f"the weight's memory is read as {name.translate(names)} instead of {'OIHW'.translate(names)}",
             weight=np.ascontiguousarray(weight.reshape(shape).transpose(axes)),
         )
     stored = {"OHWI": (0, 2, 3, 1), "HWIO": (2, 3, 1, 0)}
     for name, axes in stored.items():
         yield case.guess(
-            f"the weight lies in memory as {name} and is read as OIHW",
+            f"the weight lies in memory as {name.translate(names)} and is read as {'OIHW'.translate(names)}",
             weight=np.ascontiguousarray(weight.transpose(axes)).reshape(weight.shape),
         )
 
@@ -166,11 +187,21 @@ def not_written(case: Case) -> Iterator[Guess]:
     if not blank[case.unfit].all():
         return
     number = "0" if value == 0 else f"{value:.6g}"
+    fitted = float(value == value != 0)  # zeros and NaN are what memory holds that nobody wrote to
+    if blank.all():
+
+        def alike(e: Expected) -> Expected:
+            return Expected(np.full(e.values.shape, value), np.zeros(e.values.shape))
+
+        yield Guess(f"the output is not computed: every element is {number}", case.problem, alike, fitted)
+        return
 
     def then(e: Expected) -> Expected:
         return Expected(np.where(case.unfit, value, e.values), e.bound)
 
-    yield Guess(f"the output is not computed, but {number}: {_region(case, blank)}", case.problem, then, 0.5)
+    where, dense = _region(case, blank)
+    says = f"the output is not computed, but {number}: {where}"
+    yield Guess(says, case.problem, then, fitted + (0.5 if dense else 2))
 
 
 def left_over(case: Case) -> Iterator[Guess]:
@@ -180,7 +211,7 @@ def left_over(case: Case) -> Iterator[Guess]:
         return
     first, last = np.flatnonzero(case.unfit)[[0, -1]]
     if unfit > 0.98 * min(case.unfit[case.box].size, last - first + 1):
-        where = _region(case, case.unfit)
+        where, _ = _region(case, case.unfit)
         yield Guess(
             f"the output is right but for one part, which is another call's, or was never written: {where}",
             case.problem,
@@ -189,12 +220,12 @@ def left_over(case: Case) -> Iterator[Guess]:
         )
 
 
-def _region(case: Case, marked: Array) -> str:
-    """Where the unfit elements are, as a box, if most of it is marked, or as a stretch of memory."""
+def _region(case: Case, marked: Array) -> tuple[str, bool]:
+    """Where the unfit elements are, as a box or as a stretch of memory; and whether most of that is marked."""
     first, last = np.flatnonzero(case.unfit)[[0, -1]]
     box = regions.place(case.unfit, case.problem.name)
     if marked[case.box].mean() > 0.98:
-        return box
+        return box, True
     if marked.ravel()[first : last + 1].mean() > 0.98:
-        return f"elements {first} to {last} of {marked.size} in memory"
-    return f"{box}, here and there"
+        return f"elements {first} to {last} of {marked.size} in memory", True
+    return f"{box}, here and there", False

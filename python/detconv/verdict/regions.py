@@ -7,8 +7,10 @@ import numpy as np
 from detconv.verdict.problem import Array
 
 # What the axes of each pass's output are called, one and many.
+_OUTPUT = (("sample", "samples"), ("output channel", "output channels"), ("row", "rows"), ("column", "columns"))
 AXES = {
-    "conv2d": (("sample", "samples"), ("output channel", "output channels"), ("row", "rows"), ("column", "columns")),
+    "conv2d": _OUTPUT,
+    "conv_transpose2d": _OUTPUT,
     "conv2d_input": (
         ("sample", "samples"),
         ("input channel", "input channels"),

@@ -132,7 +132,7 @@ def _usual(case: Case, array: Array) -> list[int]:
         output[1] * output[2] * output[3],
         channels * output[2] * output[3],
     }
-    return sorted(stride for stride in strides if 0 < stride < array[0].size)
+    return sorted(stride for stride in strides if 0 < stride < array[:1].size)
 
 
 def _read_off(case: Case) -> list[int] | None:
