@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-machines experiment bench lint format types symbols recompile wheel sanitize test-emulated fuzz clean
+.PHONY: demo test test-machines experiment bench lint format types symbols recompile wheel sanitize test-emulated fuzz mutants clean
 
 demo: $(VENV)/package
 	detconv demo $(ARGS)
@@ -78,6 +78,11 @@ test-emulated: $(VENV)/tools
 SECONDS ?= 120
 fuzz: $(VENV)/package
 	cd tests && python -m fuzz --seconds $(SECONDS) $(ARGS)
+
+# Small mistakes in the code, one by one: those that survive the tests show where one is missing. ARGS="--count 50"
+SEED ?= 0
+mutants: $(VENV)/tools
+	python tests/mutants.py --seed $(SEED) $(ARGS)
 
 # torch first, by its exact version: a later requirement must not choose another build of it.
 $(VENV)/torch:
