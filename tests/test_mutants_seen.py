@@ -67,3 +67,42 @@ def test_gradients_where_one_operand_needs_one(needs: tuple[bool, bool]) -> None
         assert (tensor.grad is not None) == need
         if need:
             assert_same_bits(tensor.grad.numpy(), gradient)
+
+
+@pytest.mark.parametrize("exponent", [-530, -300, 300, 490])
+def test_a_verdict_does_not_depend_on_the_size_of_the_values(exponent: int) -> None:
+    """The scale with which squares are summed left out; and sums of which a square is no number of float64."""
+    image, weight = made((1, 32, 6, 6), np.float64, 1), made((4, 32, 3, 3), np.float64, 2)
+    candidate = detconv.conv2d(image, weight, summation="naive")
+    scaled = image * 2.0**exponent, weight * 2.0**exponent
+    larger = detconv.conv2d(*scaled, summation="naive")
+    verdict, same = detconv.judge(candidate, image, weight), detconv.judge(larger, *scaled)
+    assert verdict.status == same.status == "rounding"
+    assert same.power.decides
+    assert same.power.zeros == verdict.power.zeros
+    if exponent > -500:  # there all numbers are normal ones, and their errors are the same
+        assert same.counts == verdict.counts
+        assert same.together.error == pytest.approx(verdict.together.error * 4.0**exponent, rel=1e-12, abs=0)
+        assert same.power == pytest.approx(verdict.power, rel=1e-12)
+    assert detconv.judge(np.zeros_like(larger), *scaled).status != "rounding"
+
+
+class Index:
+    """An integer of a user's own."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+
+def test_integers_of_any_kind_are_arguments_of_tensors() -> None:
+    """All that has __index__ passed on as it is, where torch.compile's open sizes must be."""
+    torch = pytest.importorskip("torch")
+    image, weight = made((1, 4, 9, 9), np.float32, 1), made((4, 2, 3, 3), np.float32, 2)
+    x, w = torch.from_numpy(image), torch.from_numpy(weight)
+    expected = detconv.conv2d(image, weight, stride=2, padding=(1, 2), groups=2)
+    for kind in (Index, np.int64, np.uint8):
+        output = detconv.conv2d(x, w, stride=kind(2), padding=(kind(1), kind(2)), groups=kind(2))
+        assert_same_bits(output.numpy(), expected)

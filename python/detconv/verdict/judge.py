@@ -446,7 +446,8 @@ def judge_problem(
 def whole_scale(common: Any, magnitude: Array) -> float:
     """A power of two times which the squares of the sums are numbers: 1 where those of float32 are."""
     largest = 1.0 if common == np.float32 else float(magnitude.max(initial=0.0, where=np.isfinite(magnitude)))
-    return math.ldexp(1.0, -math.frexp(largest)[1]) if largest > 0 else 1.0
+    # What is below 2^-1000 needs no more to be a number when it is squared, and 2^1024 is none itself.
+    return math.ldexp(1.0, min(-math.frexp(largest)[1], 1000)) if largest > 0 else 1.0
 
 
 def claimed(problem: Problem, container: str, dtype: str | None) -> Claim:

@@ -262,8 +262,8 @@ def power_of(verdict: Verdict) -> Power:
     sums = np.abs(v.exact.astype(np.float64))
     noticed = sums > v.bound
     noticed |= (sums > v.probable_bound) & (sums > t.limits(v.magnitude))
-    squares = np.cumsum(np.sort(sums[~noticed & np.isfinite(sums)]) ** 2)
-    zeros = int(np.searchsorted(squares, t.elements * limit**2, side="right"))
+    squares = np.cumsum(np.square(np.sort(sums[~noticed & np.isfinite(sums)]) / t.size))
+    zeros = int(np.searchsorted(squares, t.elements * np.square(limit / t.size), side="right"))
     decides = max(t.yardstick, t.spread) < _SHARE * t.size
     return Power(rms(v.bound[np.isfinite(sums)]) / t.size, limit / t.size, zeros, bool(decides))
 
