@@ -1,7 +1,7 @@
 """What a verdict costs beside the convolution that it judges: ``python -m bench.judge``.
 
-A verdict on a right output computes the exact sums and S, and looks at every element: it is meant to take no longer
-than five convolutions of torch's and 10 ms.
+A verdict on a right output computes the exact sums and S, looks at every element, and asks whether all together are the
+sums of coarse operands: it is meant to take no longer than five convolutions of torch's and 10 ms.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> int:
         assert verdict.status == "rounding", verdict
         calls = {
             "torch": Timed(lambda: torch.nn.functional.conv2d(*tensors, None, *options)),  # noqa: B023
-            "judge": Timed(lambda: detconv.judge(output, x, w, None, *options)),  # noqa: B023
+            "judge": Timed(lambda: detconv.judge(output, x, w, None, *options).status),  # noqa: B023
         }
         seconds = interleaved(calls, arguments.seconds, clock)
         ours, theirs = (1e3 * seconds[route].median for route in ("judge", "torch"))

@@ -354,7 +354,7 @@ def test_bad_use(net: Any, x: Tensor) -> None:
     for models, name in (((net, "net"), "model_b"), ((net.state_dict(), net), "model_a")):
         with pytest.raises(TypeError, match=f"{name} must be a torch.nn.Module or a function; got"):
             detconv.compare_models(*models, x)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dtype must be one of"):
+    with pytest.raises(ValueError, match="dtype must be ACCUMULATOR or PRODUCTS/ACCUMULATOR"):
         detconv.compare_models(net, net, x, dtype="int8")
     with pytest.raises(ValueError, match="confidence must be"):
         detconv.compare_models(net, net, x, confidence=1)

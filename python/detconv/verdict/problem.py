@@ -171,7 +171,9 @@ class Problem:
         and those below 2^digits * q are numbers of the format. Integers and quantised data are of this kind. 0 where no
         S is that small.
         """
-        least = float(magnitude.min(initial=np.inf, where=magnitude > 0))
+        least = float(magnitude.min(initial=np.inf))
+        if least == 0:  # a search with a condition takes five times as long
+            least = float(magnitude.min(initial=np.inf, where=magnitude > 0))
         if not self.finite or np.isinf(least):
             return 0.0
         own, smallest = FORMATS[self.element_type], accumulator.smallest + 1 - accumulator.digits
