@@ -1,4 +1,4 @@
-"""The command line: ``detconv info``, ``demo``, ``judge`` and ``reveal``."""
+"""The command line: ``detconv info``, ``demo``, ``judge``, ``diagnose`` and ``reveal``."""
 
 from __future__ import annotations
 
@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     parser_judge = commands.add_parser("judge", help=judge.HELP, description=judge.DESCRIPTION)
     judge.add_arguments(parser_judge)
     parser_judge.set_defaults(run=judge.run)
+
+    parser_diagnose = commands.add_parser("diagnose", help=judge.HELP_DIAGNOSE, description=judge.DESCRIPTION_DIAGNOSE)
+    judge.add_arguments_of_diagnose(parser_diagnose)
+    parser_diagnose.set_defaults(run=judge.run_diagnose)
 
     help_reveal = "in which order does a function that convolves add, and do its bits prove it?"
     parser_reveal = commands.add_parser("reveal", help=help_reveal, description=reveal.DESCRIPTION)

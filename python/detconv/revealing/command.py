@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from detconv import options
 from detconv.quoting import first_line, quoted, shortened
 from detconv.revealing import Reveal, black_boxes, identify, reveal
 from detconv.revealing.box import KINDS, LAYOUTS
@@ -20,7 +20,6 @@ DESCRIPTION = (
     "Find the order in which a convolution adds its products, replay it, and compare all bits. Exit status: 0 if the "
     "order is exact for all outputs, 1 if not, 2 for bad use."
 )
-_PICTURES = (".png", ".svg", ".pdf")
 _LONGEST_MESSAGE = 800  # characters
 ALIASES = {"numpy": "numpy-tensordot", "scipy": "scipy-correlate"}
 
@@ -33,19 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a library's convolution: {routes}; or MODULE:FUNCTION, which takes (input, weight, bias) and has "
         "stride, padding, dilation and groups built in",
     )
-    sizes: dict[str, Any] = {"type": _sizes}
-    parser.add_argument("--shape", metavar="N,C,H,W", default=(1, 16, 28, 28), **sizes, help="of the input")
-    parser.add_argument("--weight", metavar="O,C/G,KH,KW", default=(8, 16, 5, 5), **sizes, help="its shape")
+    options.add_shape(parser, "input", "N,C,H,W", "--shape", default=(1, 16, 28, 28), help="default: 1,16,28,28")
+    options.add_shape(parser, "weight", "O,C/G,KH,KW", "--weight", default=(8, 16, 5, 5), help="default: 8,16,5,5")
     parser.add_argument("--no-bias", action="store_true", help="without a bias")
-    pair: dict[str, Any] = {"type": _pair, "metavar": "P[,Q]"}
-    parser.add_argument("--stride", default=1, **pair, help="one number, or vertical,horizontal (default: 1)")
-    parser.add_argument("--padding", default=0, **pair, help='likewise, or "same" (default: 0)')
-    parser.add_argument("--dilation", default=1, **pair, help="likewise (default: 1)")
-    parser.add_argument("--groups", type=int, default=1, help="default: 1")
-    parser.add_argument("--transposed", action="store_true", help="a transposed convolution, --weight C,O/G,KH,KW")
-    parser.add_argument("--output-padding", default=0, **pair, help="with --transposed (default: 0)")
+    options.add_geometry(parser)
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
-    parser.add_argument("--pass", dest="pass_", choices=PASSES, default=PASSES[0], help="default: %(default)s")
+    options.add_pass(parser, PASSES)
     parser.add_argument("--arrays", choices=KINDS, help="what MODULE:FUNCTION takes (default: numpy)")
     parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="default: %(default)s")
     parser.add_argument("--no-onednn", action="store_true", help="torch without oneDNN")
@@ -54,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probe", action="store_true", help="do not try the orders of the catalogue first")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
-        "--save", type=_new_file, metavar="PATH", help="write the orders as JSON, for detconv.Reveal.load"
+        "--save", type=options.new_file, metavar="PATH", help="write the orders as JSON, for detconv.Reveal.load"
     )
     parser.add_argument(
-        "--plot", type=_picture, metavar="PATH", help="draw the tree of the first order: .png, .svg or .pdf"
+        "--plot", type=options.picture, metavar="PATH", help="draw the tree of the first order: .png, .svg or .pdf"
     )
 
 
@@ -101,8 +93,8 @@ def _refused(error: object) -> int:
 
 def _found(namespace: argparse.Namespace) -> Reveal:
     arguments: dict[str, Any] = {
-        "input_shape": namespace.shape,
-        "weight_shape": namespace.weight,
+        "input_shape": namespace.input_shape,
+        "weight_shape": namespace.weight_shape,
         "bias": not namespace.no_bias,
         "stride": namespace.stride,
         "padding": namespace.padding,
@@ -112,20 +104,20 @@ def _found(namespace: argparse.Namespace) -> Reveal:
         "output_padding": namespace.output_padding,
         "dtype": namespace.dtype,
     }
-    options: dict[str, Any] = {"pass_": namespace.pass_, "layout": namespace.layout, "budget_s": namespace.budget}
+    more: dict[str, Any] = {"pass_": namespace.pass_, "layout": namespace.layout, "budget_s": namespace.budget}
     if ":" in namespace.function:
-        fn, options["arrays"] = _imported(namespace.function), namespace.arrays
+        fn, more["arrays"] = _imported(namespace.function), namespace.arrays
     else:
         route = ALIASES.get(namespace.function, namespace.function)
         box = black_boxes.make(route, arguments, onednn=not namespace.no_onednn)
-        fn, options["arrays"], options["library"] = box.fn, box.arrays, box.library
+        fn, more["arrays"], more["library"] = box.fn, box.arrays, box.library
         if namespace.pass_ != "forward":
             if route != "torch":
                 raise ValueError(f"--pass {namespace.pass_}: of torch or of MODULE:FUNCTION only")
-            options["differentiate"] = True
+            more["differentiate"] = True
         if route == "torch" and namespace.threads:
             import_module("torch").set_num_threads(namespace.threads)
-    return (reveal if namespace.probe else identify)(fn, **arguments, **options)
+    return (reveal if namespace.probe else identify)(fn, **arguments, **more)
 
 
 def _imported(text: str) -> Callable[..., Any]:
@@ -143,47 +135,3 @@ def _imported(text: str) -> Callable[..., Any]:
             raise ValueError(f"function: {shortened(module)} has no {quoted(names)}")
         found = getattr(found, name)
     return found  # type: ignore[no-any-return]
-
-
-def _new_file(text: str) -> Path:
-    """A path that can be written, as far as that is known before."""
-    path = Path(text)
-    try:
-        usable = (
-            path.parent.is_dir() and not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
-        )
-    except (OSError, ValueError):  # a name that no file can have
-        usable = False
-    if not usable:
-        raise argparse.ArgumentTypeError(f"must be a file that can be written; got {quoted(text)}")
-    return path
-
-
-def _picture(text: str) -> Path:
-    if Path(text).suffix.lower() not in _PICTURES:
-        raise argparse.ArgumentTypeError(f"must end in {', '.join(_PICTURES)}; got {quoted(text)}")
-    return _new_file(text)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        sizes = ()
-    if len(sizes) != 4 or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be four sizes with commas between, such as 1,16,28,28; got {quoted(text)}"
-        )
-    return sizes
-
-
-def _pair(text: str) -> int | tuple[int, int] | str:
-    if text in ("same", "valid"):
-        return text
-    try:
-        numbers = [int(number) for number in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2):
-        raise argparse.ArgumentTypeError(f"must be one int, or two with a comma between; got {quoted(text)}")
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])

@@ -38,6 +38,10 @@ class ConvolutionMistake(AssertionError):
     verdict: Verdict
 
 
+class WrongShape(ValueError):
+    """A candidate has another shape than the output should have: ``diagnose`` may say why."""
+
+
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """What an output is, element by element and as a whole. Arrays have the output's shape.
@@ -401,7 +405,7 @@ def judge_problem(
     problem = problem.in_double() if stored == "float64" else problem
     exact = problem.exact(stored)
     if values.shape != exact.shape:
-        raise ValueError(f"candidate must have the shape of the output, {exact.shape}; got {values.shape}")
+        raise WrongShape(f"candidate must have the shape of the output, {exact.shape}; got {values.shape}")
     magnitude = problem.magnitude()
     limits = Limits.of(problem, claim, confidence, exact, magnitude)
     common = np.result_type(values, exact, magnitude)
