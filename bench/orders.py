@@ -320,8 +320,8 @@ choose their code by the processor. `make demo` reveals those of torch and NumPy
 What this does not say: infinities, NaN and the sign of zeros may be treated otherwise (detconv's zero is +0); terms
 of the padding are left out by some and added by others, which changes no sum of finite numbers.
 
-    detconv reveal torch --shape 1,16,28,28 --weight 8,16,5,5 --padding 2
-    detconv reveal MODULE:FUNCTION --shape 8,64,56,56 --weight 64,64,3,3 --padding 1 --save order.json
+    detconv reveal torch --input-shape 1,16,28,28 --weight-shape 8,16,5,5 --padding 2
+    detconv reveal MODULE:FUNCTION --input-shape 8,64,56,56 --weight-shape 64,64,3,3 --padding 1 --save order.json
 
 ```python
 >>> import detconv, numpy as np
