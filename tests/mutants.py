@@ -224,9 +224,13 @@ class Tree:
             capture_output=True,
             text=True,
         )
-        for name in filter(None, listed.stdout.split("\0")):
+        names = {name for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
+        for copy in [*self.folder.glob("csrc/**/*.*"), *self.folder.glob("tests/**/*.py")]:
+            if copy.relative_to(self.folder).as_posix() not in names:  # it would be compiled, or run
+                copy.unlink()
+        for name in names:
             source, copy = ROOT / name, self.folder / name
-            if source.is_file() and not (copy.is_file() and copy.read_bytes() == source.read_bytes()):
+            if not (copy.is_file() and copy.read_bytes() == source.read_bytes()):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, copy)
 

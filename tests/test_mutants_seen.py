@@ -101,8 +101,14 @@ def test_integers_of_any_kind_are_arguments_of_tensors() -> None:
     """All that has __index__ passed on as it is, where torch.compile's open sizes must be."""
     torch = pytest.importorskip("torch")
     image, weight = made((1, 4, 9, 9), np.float32, 1), made((4, 2, 3, 3), np.float32, 2)
-    x, w = torch.from_numpy(image), torch.from_numpy(weight)
-    expected = detconv.conv2d(image, weight, stride=2, padding=(1, 2), groups=2)
+    x, w = (
+        torch.from_numpy(image).requires_grad_(),
+        torch.from_numpy(weight),
+    )  # where none needs one, no operator is met
+    expected = detconv.conv2d(image, weight, padding=(1, 2), groups=2)
+    same = detconv.conv2d(image, weight, padding="same", dilation=2, groups=2)
     for kind in (Index, np.int64, np.uint8):
-        output = detconv.conv2d(x, w, stride=kind(2), padding=(kind(1), kind(2)), groups=kind(2))
-        assert_same_bits(output.numpy(), expected)
+        output = detconv.conv2d(x, w, padding=(kind(1), kind(2)), groups=kind(2))
+        assert_same_bits(output.detach().numpy(), expected)
+        output = detconv.conv2d(x, w, stride=kind(1), padding="same", dilation=kind(2), groups=2)
+        assert_same_bits(output.detach().numpy(), same)
