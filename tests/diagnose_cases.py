@@ -17,6 +17,9 @@ from bits import Array
 
 Pair = tuple[int, int]
 
+# Of the layers that the tests draw: a diagnosis of one takes some tenths of a second.
+MOST_PRODUCTS = 30_000
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -799,7 +802,7 @@ def _(rng: Any, a: Layer) -> tuple[Layer, Array] | None:
     total = np.zeros(b.run().shape, np.float32)
     for c, i, j in np.ndindex(*b.weight.shape[1:]):
         total = flushed(total + flushed(b.weight[:, c, i, j, None, None] * view[:, c, None, :, :, i, j]))
-    return b, total
+    return (b, total) if total.any() else None
 
 
 # ---- The output ----
@@ -1041,7 +1044,7 @@ def _(rng: Any, b: Backward) -> Array | None:
     return b.run(grad_output=grad) if grad.shape[2] > 2 else None
 
 
-@backward_kind("conv2d_weight", "mean of the samples", "scaled")
+@backward_kind("conv2d_weight", "mean of the samples", "samples averaged", "scaled")
 def _(rng: Any, b: Backward) -> Array | None:
     return b.run() / np.float32(len(b.grad_output))
 
@@ -1221,8 +1224,11 @@ def every_kind() -> Iterator[tuple[str, Kind]]:
     yield from BACKWARD_KINDS
 
 
-def drawn(where: str, of: Kind, count: int, seed: int = 0) -> Iterator[Seeded]:
-    """Layers on which the mistake of a kind matters, and their wrong outputs."""
+def drawn(where: str, of: Kind, count: int, seed: int = 0, most: float = np.inf) -> Iterator[Seeded]:
+    """Layers on which the mistake of a kind matters, and their wrong outputs.
+
+    most: the largest number of products that a layer may have, so that many diagnoses take seconds.
+    """
     rng = np.random.default_rng([seed, *of.name.encode()])
     made = 0
     for _ in range(200_000):
@@ -1230,6 +1236,8 @@ def drawn(where: str, of: Kind, count: int, seed: int = 0) -> Iterator[Seeded]:
             return
         try:
             a = layer(rng) if where == "conv2d" else backward(rng, where)
+            if products(a) > most:
+                continue
             wrong = of.make(rng, a)  # type: ignore[arg-type]
         except ValueError:  # a geometry that this layer cannot have
             continue
@@ -1239,6 +1247,12 @@ def drawn(where: str, of: Kind, count: int, seed: int = 0) -> Iterator[Seeded]:
             made += 1
             yield Seeded(a, wrong)
     raise AssertionError(f"too few layers can have the mistake {of.name!r}")
+
+
+def products(a: Layer | Backward) -> int:
+    """How many there are in an output and its gradients."""
+    of = a.layer if isinstance(a, Backward) else a
+    return of.run("naive").size * of.weight[0].size
 
 
 def matters(right: Array, wrong: Array) -> bool:

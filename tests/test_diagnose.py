@@ -16,7 +16,7 @@ from bits import Array
 from detconv.verdict import parts, precision
 from detconv.verdict.hypotheses import ROWS
 from detconv.verdict.problem import Problem
-from diagnose_cases import KINDS, Kind, Layer, backward, drawn, equivalent, every_kind, layer, shortened
+from diagnose_cases import KINDS, MOST_PRODUCTS, Kind, Layer, backward, drawn, equivalent, every_kind, layer, shortened
 
 LAYERS = 3
 
@@ -26,7 +26,7 @@ LAYERS = 3
 
 @pytest.mark.parametrize(("where", "of"), [*every_kind()], ids=lambda value: getattr(value, "name", ""))
 def test_a_seeded_mistake_is_proven_and_named(where: str, of: Kind) -> None:
-    seeded = list(drawn(where, of, LAYERS))
+    seeded = list(drawn(where, of, LAYERS, most=MOST_PRODUCTS))
     assert len(seeded) == LAYERS
     assert all(one.is_mistake() for one in seeded)
     found = [one.diagnosis() for one in seeded]

@@ -348,6 +348,19 @@ def test_a_diagnosis_is_plain_data() -> None:
     assert detconv.diagnose(detconv.conv2d(x, w), x, w).to_dict()["hypotheses"] == []
 
 
+def test_a_diagnosis_in_a_notebook() -> None:
+    """The paragraph and the hypotheses as a table; one without hypotheses is its sentence alone."""
+    for _, a in layers(21, lambda a: a.bias is not None, FEW):
+        found = detconv.diagnose(a.run(bias=None), *a.arguments)
+        shown = found._repr_html_()
+        assert shown.count("<table>") == 1
+        assert shown.count('<th scope="row">') == len(found)
+        assert "bias missing" in shown
+        shown = detconv.diagnose(a.run(), *a.arguments)._repr_html_()
+        assert "There is nothing to diagnose" in shown
+        assert "<table>" not in shown
+
+
 def test_causes_that_the_output_cannot_tell_apart_are_one_of() -> None:
     """Where the image is alike when it is turned, a flipped kernel turns the output."""
     rng = np.random.default_rng(18)

@@ -314,6 +314,40 @@ def test_another_convolution_is_named_where_no_single_output_proves_it() -> None
     assert "bias is missing" in r.reason
 
 
+OTHERS_TRANSPOSED: dict[str, tuple[Callable[..., Array], str]] = {
+    "flipped kernel": (lambda x, w, b, g: detconv.conv_transpose2d(x, turned(w), b, **g), "kernel is flipped"),
+    "transposed kernel": (
+        lambda x, w, b, g: detconv.conv_transpose2d(x, w.swapaxes(2, 3).copy(), b, **g),
+        "kernel is transposed",
+    ),
+    "no bias": (lambda x, w, b, g: detconv.conv_transpose2d(x, w, **g), "bias is missing"),
+    "cut at the other end": (
+        lambda x, w, b, g: detconv.conv_transpose2d(x, w, b, stride=g["stride"])[:, :, :-1, :-1].copy(),
+        "as by auto_pad at the other end",
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", OTHERS_TRANSPOSED)
+def test_another_transposed_convolution_is_named_and_not_searched(name: str, seed: int) -> None:
+    fn, said = OTHERS_TRANSPOSED[name]
+    geometry = {"stride": 2, "padding": 1, "output_padding": 1}
+    shapes = (2, 6, 5, 5), (6, 4, 3, 3)
+    r = detconv.reveal(lambda x, w, b: fn(x, w, b, geometry), *shapes, transposed=True, **geometry, seed=seed)
+    assert r.status == "mistake"
+    assert said in r.reason
+    assert (r.match, r.orders) == (0, ())
+
+
+def test_a_transposed_result_of_another_shape_is_explained() -> None:
+    shapes = (2, 6, 5, 5), (6, 4, 3, 3)
+    with pytest.raises(ValueError, match=r"must return shape .*there is no padding"):
+        detconv.reveal(
+            lambda x, w, b: detconv.conv_transpose2d(x, w, b, stride=2), *shapes, transposed=True, stride=2, padding=1
+        )
+
+
 def test_another_gradient_is_named() -> None:
     shape, kernel = SQUARE
     r = detconv.reveal(lambda w, g: detconv.conv2d_input(shape, turned(w), g), shape, kernel, pass_="input_gradient")

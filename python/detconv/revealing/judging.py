@@ -30,16 +30,17 @@ def mistaken(trials: Trials) -> tuple[str, str]:
             f"{count} of {verdict.exact.size} outputs are further from the true sums than any order of additions in "
             f"{geometry.dtype} can carry them"
         )
-    return "" if geometry.transposed else _named(verdict.diagnosis), beyond
+    return _named(verdict.diagnosis), beyond
 
 
 def other_shape(result: Array, geometry: Geometry, image: Array, panel: Array, bias: Array | None) -> str:
     """What gives a result of another shape than the convolution has, or ""; of the forward pass only."""
-    if geometry.pass_ != "forward" or geometry.transposed:
+    if geometry.pass_ != "forward":
         return ""
     rest: tuple[Any, ...] = geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+    back: dict[str, Any] = {"transposed": geometry.transposed, "output_padding": geometry.output_padding}
     try:
-        return _named(diagnose(result, image, panel, bias, *rest, dtype=geometry.dtype))
+        return _named(diagnose(result, image, panel, bias, *rest, **back, dtype=geometry.dtype))
     except (ValueError, TypeError):  # no shape or type that an output has
         return ""
 

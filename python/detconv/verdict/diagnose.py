@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from detconv import pages
 from detconv.arrays import Array as AnyArray
 from detconv.verdict import regions
 from detconv.verdict.bounds import CONFIDENCE, Claim
@@ -114,6 +115,10 @@ class Diagnosis(Sequence[Hypothesis]):
             text += " What would explain it too: " + "; ".join(f"{h.name} ({h.says})" for h in others[:4]) + "."
         return text
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the paragraph, and all hypotheses as a table."""
+        return pages.fragment(_shown(self))
+
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as plain data for JSON: ``version`` (of these keys), ``text``, ``equals`` and ``hypotheses``,
         the best first, each with its ``name``, ``says``, ``explains`` and ``status``."""
@@ -125,10 +130,20 @@ class Diagnosis(Sequence[Hypothesis]):
         }
 
 
+def _shown(diagnosis: Diagnosis) -> Iterator[str]:
+    yield from pages.paragraphs(str(diagnosis))
+    if diagnosis:
+        rows = [(h.name, h.says, f"{100 * h.explains:.3g}", _HOW[h.status]) for h in diagnosis]
+        heads = ("mistake", "what was computed instead", "elements explained, in %", "how well")
+        yield from pages.table("Hypotheses, the best first", heads, rows)
+
+
+_HOW = {"identical": "to the last bit", "rounding": "up to rounding"}
+
+
 def _explained(found: Hypothesis) -> str:
-    how = "to the last bit" if found.status == "identical" else "up to rounding"
     share = "all elements" if found.explains == 1 else f"{100 * found.explains:.3g}% of the elements"
-    return f"That explains {share} {how}."
+    return f"That explains {share} {_HOW[found.status]}."
 
 
 def diagnose(

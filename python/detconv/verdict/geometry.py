@@ -17,8 +17,9 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 _SIDES = (("above", "below"), ("left", "right"))
 _LINES = ("row", "column")
 _AXES = ("height", "width")
-# What it takes to say how far windows lie too far, as a share of a number that is fitted.
-_MOVE = 0.25
+# What it takes to say which value an argument had instead, or how far windows lie too far, as a share of a number that
+# is fitted: outputs of few elements or equal values have many such explanations.
+_CHOICE = 0.25
 
 
 # ---- The kernel ----
@@ -118,7 +119,7 @@ def window_off(case: Case) -> Iterator[Guess]:
         else:
             says = f"all windows lie {_and(told)} too far; the padding is {_and(more)}"
         for guess in laid(case, says, pads=moved):
-            yield guess._replace(parameters=_MOVE)
+            yield _chosen_guess(guess)
 
 
 def padding_off(case: Case) -> Iterator[Guess]:
@@ -130,7 +131,7 @@ def padding_off(case: Case) -> Iterator[Guess]:
         for chosen in _chosen(sides):
             pads = tuple(tuple(base[a][s] + by * ((a, s) in chosen) for s in (0, 1)) for a in (0, 1))
             where = "on every side" if len(chosen) == 4 else _and([_SIDES[a][s] for a, s in chosen])
-            yield from laid(case, f"the padding is one {word} {where}", pads=pads)
+            yield from map(_chosen_guess, laid(case, f"the padding is one {word} {where}", pads=pads))
     amounts = {
         "(kernel - 1) / 2, as if there were no dilation": [(k - 1) // 2 for k in (kh, kw)],
         "dilation * (kernel - 1) / 2": [d * (k - 1) // 2 for d, k in zip(dilation, (kh, kw), strict=True)],
@@ -141,7 +142,7 @@ def padding_off(case: Case) -> Iterator[Guess]:
         "twice what it should be": [2 * base[0][0], 2 * base[1][0]],
     }
     for words, (h, w) in amounts.items():
-        yield from laid(case, f"the padding is {words}: {h} and {w}", pads=((h, h), (w, w)))
+        yield from map(_chosen_guess, laid(case, f"the padding is {words}: {h} and {w}", pads=((h, h), (w, w))))
 
 
 def padding_mode(case: Case) -> Iterator[Guess]:
@@ -241,7 +242,9 @@ def arguments_off(case: Case) -> Iterator[Guess]:
     for setting in settings[: _MOST_SETTINGS[not other_shape]]:
         names = setting.differing(own)
         if len(names) > 1 or other_shape:
-            yield case.guess(f"{_told(setting, own)}{': so the shape tells' * other_shape}", **_changed(setting, names))
+            says = f"{_told(setting, own)}{': so the shape tells' * other_shape}"
+            guess = case.guess(says, **_changed(setting, names))
+            yield guess._replace(parameters=_CHOICE * len(names))
 
 
 def shape_given_by(problem: Problem, shape: tuple[int, ...]) -> str | None:
@@ -413,6 +416,11 @@ def _cut(case: Case, says: str, problem: Problem, pads: Pads) -> Iterator[Guess]
     rows, columns = (slice(f, f + n) for f, n in zip(first, wanted, strict=True))
     forced = 0.5 * (size != wanted)
     yield Guess(says, whole, lambda e: e.mapped(lambda v: v[..., rows, columns]), parameters=forced)
+
+
+def _chosen_guess(guess: Guess) -> Guess:
+    """A guess that is one of many alike, and takes as much more to say."""
+    return guess._replace(parameters=guess.parameters + _CHOICE)
 
 
 def _padded(problem: Problem, pads: Any) -> Problem:
