@@ -22,6 +22,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -268,6 +269,8 @@ class Tree:
             )
         except subprocess.TimeoutExpired:
             return False, "hangs"
+        if ran.returncode < 0:
+            return False, f"crashes: {signal.strsignal(-ran.returncode)}"
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
         return ran.returncode == 0, failed[1] if failed else (ran.stdout + ran.stderr).strip()[-300:]
 
