@@ -14,9 +14,9 @@ const parallel::InterruptCheck never;
 // One element with S = magnitude whose sums may be off by hard * S, and probably are by no more than half of that.
 Status status_of(double candidate, double exact, double magnitude, double hard = 0x1p-10, Format stored = float32) {
     const float c = static_cast<float>(candidate), e = static_cast<float>(exact), s = static_cast<float>(magnitude);
-    const double likely = hard / 2, tiny = 0x1p-149;
+    const double likely = hard / 2, tiny = 0x1p-149, root = 1;
     std::uint8_t status = 9;
-    const Claim claim{1, &hard, &likely, &tiny, 0, float32, stored};
+    const Claim claim{1, &hard, &likely, &tiny, &root, 0, 1, float32, stored};
     const Assessment found = assess(Elements<float>{1, &c, &e, &s, nullptr}, claim, &status, 1, never);
     CHECK_SAME(found.counts[status], Index(1));
     return static_cast<Status>(status);
@@ -61,11 +61,12 @@ TEST("assess: the same on any number of threads, positions in turn") {
     constexpr Index count = 300 * 1024, positions = 3;
     std::vector<float> candidate(count, 1), exact(count, 1), magnitude(count, 1);
     const double hard[positions] = {0, 1, 0}, likely[positions] = {0, 0.5, 0}, tiny[positions] = {0, 0, 0};
+    const double roots[positions] = {1, 1, 1};
     for (const Index at : {Index(3), Index(4), Index(100000), count - 1})
         candidate[static_cast<std::size_t>(at)] = 1.75f;
     for (const int threads : {1, 2, 5}) {
         std::vector<std::uint8_t> status(count, 9);
-        const Claim claim{positions, hard, likely, tiny, 0, float32, float32};
+        const Claim claim{positions, hard, likely, tiny, roots, 0, 1, float32, float32};
         const Assessment found =
             assess(Elements<float>{count, candidate.data(), exact.data(), magnitude.data(), nullptr}, claim,
                    status.data(), threads, never);
