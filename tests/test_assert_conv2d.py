@@ -193,3 +193,49 @@ def test_where_detconv_is_installed_the_plugin_is_there() -> None:
         pytest.skip("detconv is not installed here, only on the path")
     plugins = installed.entry_points.select(group="pytest11")
     assert [(point.name, point.value) for point in plugins] == [("detconv_pytest", "detconv_pytest")]
+
+
+# ---- Unlikely outputs ----
+
+UNLIKELY = """
+import numpy as np
+import detconv, pytest
+from detconv.testing import assert_conv2d
+from detconv.verdict.bounds import FORMATS, rounded
+
+X, W = (np.random.default_rng(s).standard_normal((1, 6000, 1, 8)).astype(np.float32) for s in (1, 2))
+W = np.ascontiguousarray(W[0, :, 0].T)[:, :, None, None]
+Y = detconv.conv2d(*(rounded(operand, FORMATS["tf32"]) for operand in (X, W)))
+
+def test_coarse():
+    assert_conv2d(Y, X, W)
+
+def test_told():
+    with pytest.raises(detconv.ConvolutionMistake, match="Unlikely: "):
+        assert_conv2d(Y, X, W, allow_unlikely=False)
+
+def test_mistake():
+    with pytest.raises(detconv.ConvolutionMistake, match="Mistake: "):
+        assert_conv2d(3e3 + Y, X, W, allow_unlikely=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ini", "passes"),
+    [
+        ((), "", False),
+        (("--detconv-allow-unlikely",), "", True),
+        ((), "detconv_allow_unlikely = true", True),
+        ((), "detconv_allow_unlikely = false", False),
+        (("--detconv-allow-unlikely",), "detconv_allow_unlikely = false", True),
+    ],
+)
+def test_a_project_allows_unlikely_outputs(
+    pytester: pytest.Pytester, arguments: tuple[str, ...], ini: str, passes: bool
+) -> None:
+    """The option or the setting; what an assertion is told itself outranks both, and a mistake always fails."""
+    pytester.makepyfile(UNLIKELY)
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    result = run(pytester, *arguments)
+    result.assert_outcomes(passed=2 + passes, failed=1 - passes)
+    assert ("Unlikely: " in result.stdout.str()) != passes

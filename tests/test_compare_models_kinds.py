@@ -22,6 +22,7 @@ from torch.nn import functional  # noqa: E402
 
 import detconv.nn  # noqa: E402
 from detconv.torch.compare import Comparison  # noqa: E402
+from detconv.verdict.bounds import FORMATS, rounded  # noqa: E402
 
 
 def seeded(model: Any, seed: int = 1) -> Any:
@@ -354,3 +355,44 @@ def test_the_report_of_convert_as_plain_data_and_as_a_page() -> None:
     html = report._repr_html_()
     assert "1 swapped, 1 skipped" in html
     assert "detconv.nn.Conv2d, exact" in html
+
+
+# ---- Unlikely layers ----
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_rounded_operands_are_unlikely_and_no_mistake(which: int) -> None:
+    """A layer of long sums whose operands one model rounds to TF32, beside another that is computed as it should be."""
+
+    class Rounding(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.conv2d and args[1].shape[1] == 6000:
+                coarse = (rounded(t.detach().numpy(), FORMATS["tf32"]) for t in args[:2])
+                args = (*map(torch.from_numpy, coarse), *args[2:])
+            return func(*args, **(kwargs or {}))
+
+    net = seeded(nn.Sequential(nn.Conv2d(4, 6000, 1, bias=False), nn.Conv2d(6000, 8, 1, bias=False)))
+
+    class Coarse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net
+
+        def forward(self, x: Tensor) -> Any:
+            with Rounding():
+                return self.inner(x)
+
+    models: list[Any] = [net, net]
+    models[which] = Coarse()
+    x = torch.from_numpy(made((1, 4, 4, 4), np.float32, 5))
+    comparison = detconv.compare_models(*models, x)
+    assert comparison.first_mistake is None
+    assert [layer.shape for layer in comparison.unlikely] == [(1, 8, 4, 4)]
+    layer = comparison.unlikely[0]
+    side, other = (layer.a, layer.b) if which == 0 else (layer.b, layer.a)
+    assert (side.status, other.status) == ("unlikely", "rounding")
+    assert side.counts["mistake"] == 0
+    assert side.verdict is not None
+    assert side.verdict.together.coarse is not None
+    assert "Improbable for rounding, though no proven mistake: " in str(comparison)
+    assert (comparison.to_dict()["first_mistake"], comparison.to_dict()["unlikely"]) == (None, [1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from typing import Any
 
@@ -13,6 +14,7 @@ from bits import Array
 from detconv import testing
 from detconv.verdict.bounds import FORMATS, Claim, rounded
 from right_arrays import right_arrays
+from wrong_arrays import wrong_assertions
 
 
 def drawn(seed: int, *shape: int) -> Array:
@@ -69,6 +71,27 @@ def test_where_sums_cancel_the_assertion_warns() -> None:
             assert "zeros in place of all outputs might pass" in verdict.explain()
             with pytest.warns(testing.NoPower, match="small integers"):
                 testing.assert_conv2d(wrong, x, w)
+
+
+def test_very_many_channels() -> None:
+    """An assertion that fails must not ask for memory as the square of the channels."""
+    x, w = drawn(1, 1, 12_000, 1, 3), drawn(2, 3, 12_000, 1, 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(detconv.ConvolutionMistake):
+            testing.assert_conv2d(-detconv.conv2d(x, w), x, w)
+        assert tracemalloc.get_traced_memory()[1] < 500 * x.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_wrong_arrays_are_refused_or_warned_of(seed: int) -> None:
+    found = list(wrong_assertions(10, seed, most_terms=2000))
+    assert {wrong.outcome for wrong in found if wrong.power} == {"refused"}
+    assert {wrong.outcome for wrong in found if not wrong.power} <= {"refused", "warned"}
+    assert any(wrong.outcome == "warned" for wrong in found)
+    assert {wrong.wrong for wrong in found} == {"zeros", "negated", "noise"}
 
 
 def test_a_long_weight_gradient() -> None:

@@ -52,6 +52,8 @@ def _wires(case: Case) -> Array | None:
     p = case.problem
     if case.expected is None or not np.isfinite(case.candidate).all() or not p.finite:
         return None
+    if p.weight.shape[1] * p.input.shape[1] > _MOST_NUMBERS:  # every channel is compared with every other of its group
+        return None
     patches, outputs = _patches(case)
     weight = p.weight.reshape(*p.weight.shape[:2], -1).astype(np.float64)
     groups = int(p.groups)
