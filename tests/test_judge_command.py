@@ -14,6 +14,7 @@ import detconv
 from bits import Array, assert_same_bits, made
 from detconv import cli
 from detconv.verdict import files
+from detconv.verdict.bounds import FORMATS, rounded
 
 X, W, B = made((2, 32, 8, 10), np.float32, 1), made((6, 16, 3, 3), np.float32, 2), made((6,), np.float32, 3)
 G = made((2, 6, 4, 10), np.float32, 4)
@@ -406,3 +407,47 @@ def test_one_vocabulary_for_judge_and_reveal(capsys: pytest.CaptureFixture[str])
         assert "forward, input_gradient, weight_gradient" in text
         helps.append(text)
     assert "--shape N" not in helps[2]
+
+
+# ---- Transposed convolutions, gradients of the bias ----
+
+
+def test_a_transposed_convolution(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = made((32, 3, 3, 2), np.float32, 5)
+    options: dict[str, Any] = {"stride": (2, 3), "padding": (1, 0), "groups": 2}
+    right = detconv.conv_transpose2d(X, weight, made((6,), np.float32, 3), output_padding=(1, 2), **options)
+    arrays = ("--input", "x.npy", "--weight", saved("t.npy", weight), "--bias", "b.npy")
+    shape = ("--transposed", "--stride", "2,3", "--padding", "1,0", "--groups", "2", "--output-padding", "1,2")
+    for name, output, status in (("right.npy", right, 0), ("off.npy", -right, 1)):
+        assert cli.main(["judge", *arrays, *shape, "--output", saved(name, output)]) == status
+        verdict = detconv.judge(output, X, weight, B, **options, transposed=True, output_padding=(1, 2))
+        assert capsys.readouterr().out.split() == verdict.explain().split()
+    other = [*shape[:-1], "1"]
+    assert cli.main(["judge", *arrays, *other, "--output", "right.npy"]) == 1  # of another shape
+    capsys.readouterr()
+    assert "--output-padding must be 0 unless" in refused(capsys, *FORWARD, "y.npy", "--output-padding", "1")
+
+
+@pytest.mark.parametrize("of", ["bias", "bias_gradient"])
+def test_a_gradient_of_the_bias(of: str, saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    right = detconv.conv2d_bias(G)
+    for name, output, status in (("right.npy", right, 0), ("off.npy", right + 1, 1)):
+        command = ["judge", "--pass", of, "--grad-output", "g.npy", "--output", saved(name, output)]
+        assert cli.main(command) == status
+        verdict = detconv.judge_bias_gradient(output, G)
+        assert capsys.readouterr().out.split() == verdict.explain().split()
+    assert "play no part" in refused(capsys, *command, "--stride", "2")
+    assert "plays no part" in refused(capsys, *command, "--input", "x.npy")
+
+
+def test_outputs_of_coarse_operands_exit_with_1_unless_allowed(
+    saved: Saved, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, w = made((1, 6000, 1, 8), np.float32, 6), made((8, 6000, 1, 1), np.float32, 7)
+    y = detconv.conv2d(*(rounded(operand, FORMATS["tf32"]) for operand in (x, w)))
+    for array, name in ((x, "long.npy"), (w, "many.npy"), (y, "coarse.npy")):
+        saved(name, array)
+    command = ["judge", "--input", "long.npy", "--weight", "many.npy", "--output", "coarse.npy"]
+    for extra, status in (((), 1), (("--allow-unlikely",), 0), (("--dtype", "tf32"), 0)):
+        assert cli.main([*command, *extra]) == status
+        assert capsys.readouterr().out.startswith("Unlikely: " if extra != ("--dtype", "tf32") else "Rounding: ")
