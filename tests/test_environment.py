@@ -225,6 +225,7 @@ def test_the_callers_exception_flags(libm: ctypes.CDLL, machine: Machine, summat
         _core.conv2d(values, weight, None, 1, 0, 1, 1, compiled)
         return int(libm.fetestexcept(everything))
 
+    flags_after(0)  # the first call of a process loads NumPy's C interface, which is Python's own arithmetic
     for raised in (0, machine.flags["divide"], machine.flags["invalid"], everything):
         assert flags_after(raised) == raised
 

@@ -388,13 +388,12 @@ def _page(comparison: Comparison) -> Iterator[str]:
 def _words(comparison: Comparison) -> Iterator[str]:
     """What there is to say, in paragraphs: the answer, what is wrong, where the models drift apart."""
     first = comparison.first_mistake
-    answer = ""
     if comparison.output_difference is not None:
-        answer = f"What the models return differs by {comparison.output_difference:.1e}, relative to model a's. "
+        yield f"What the models return differs by {comparison.output_difference:.1e}, relative to model a's."
     if first is None:
-        yield answer + "No convolution differs by more than rounding."
+        yield "No convolution differs by more than rounding."
     else:
-        yield answer + f"The first convolution whose difference is more than rounding: {first.name}."
+        yield f"The first convolution whose difference is more than rounding: {first.name}."
         yield from first.explain().split("\n\n")
     if comparison.unlikely:
         yield f"Improbable for rounding, though no proven mistake: {_listed([u.name for u in comparison.unlikely])}."
