@@ -8,7 +8,7 @@ when the last block ends.
 
 A kernel asks the innermost block of its own thread what to do. In a thread without a block it calls the kernel that
 torch would have called, which costs a few microseconds a call. Opening the first block registers all kernels, which
-takes about a millisecond; opening another one only counts.
+takes a few milliseconds; opening another one only counts.
 
 torch changes its table of kernels without a lock, so a call in one thread must not coincide with the registration by
 another: open the first block, and close the last, while no other thread is starting a call of these functions.

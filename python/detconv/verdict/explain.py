@@ -65,7 +65,7 @@ def _answer(v: Verdict) -> str:
     what = f"{v.container} {WHAT[v.problem.name]} of shape {v.exact.shape}"
     if size == 0:
         return f"Identical: the {what} has no elements."
-    nearest = f"{_of_elements(counts['identical'], size)} {_is(counts['identical'])} the true sum, rounded once"
+    nearest = f"{_of_elements(counts['identical'], size)} {_is(counts['identical'], size)} the true sum, rounded once"
     match v.status:
         case "identical":
             each = "the only element" if size == 1 else f"all {size} elements"
@@ -87,7 +87,7 @@ def _answer(v: Verdict) -> str:
         case "unlikely":
             few = counts["unlikely"]
             return (
-                f"Unlikely: {_of_elements(few, size)} of the {what} {_is(few)} further from {_its(few)} true "
+                f"Unlikely: {_of_elements(few, size)} of the {what} {_is(few, size)} further from {_its(few)} true "
                 f"{'sum' if few == 1 else 'sums'} than roundings would carry any element once in "
                 f"{_odds(v.confidence)} such outputs, if they were random; but there may be an order of the additions "
                 f"that does it, so it is no proof. {nearest}."
@@ -96,12 +96,12 @@ def _answer(v: Verdict) -> str:
     unrounded = int(np.count_nonzero(v.is_exact & (v.codes == STATUSES.index("mistake"))))
     if unrounded == wrong:
         return (
-            f"Mistake: {_of_elements(wrong, size)} of the {what} {_is(wrong)} not the true sum, though every order of "
-            f"the additions in {v.claim.accumulator} gives it without any rounding: the terms are multiples of one "
-            f"power of two, and few and small enough. {nearest}."
+            f"Mistake: {_of_elements(wrong, size)} of the {what} {_is(wrong, size)} not the true sum, though every "
+            f"order of the additions in {v.claim.accumulator} gives it without any rounding: the terms are multiples "
+            f"of one power of two, and few and small enough. {nearest}."
         )
     return (
-        f"Mistake: {_of_elements(wrong, size)} of the {what} {_is(wrong)} further from {_its(wrong)} true "
+        f"Mistake: {_of_elements(wrong, size)} of the {what} {_is(wrong, size)} further from {_its(wrong)} true "
         f"{'sum' if wrong == 1 else 'sums'} than roundings in {v.dtype} can carry {'it' if wrong == 1 else 'them'}, "
         f"whatever the order of the additions: this is not rounding. {nearest}."
     )
@@ -256,8 +256,9 @@ def _of_elements(number: int, size: int) -> str:
     return f"{number} of {_count(size, 'element')}"
 
 
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
+def _is(count: int, size: int = 0) -> str:
+    """The verb behind "count elements", or "count of size elements", in their number."""
+    return "is" if 1 in (count, size) else "are"
 
 
 def _its(number: int) -> str:
