@@ -3,12 +3,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+log=build/recompile.log
+build() {
+  python -m pip wheel --verbose --no-deps --wheel-dir build/recompile . >$log 2>&1 || { tail -30 $log; exit 1; }
+}
+
+build # another CMake than that of the last build, which tools may have brought since, compiles everything once
 source=csrc/detconv/narrow.cpp
 before=$(mktemp)
 touch -r $source "$before"
 touch $source
-log=build/recompile.log
-python -m pip wheel --verbose --no-deps --wheel-dir build/recompile . >$log 2>&1 || { tail -30 $log; exit 1; }
+build
 touch -r "$before" $source
 rm "$before"
 compiled=$(grep -c 'Building CXX object' $log || true)
