@@ -82,8 +82,8 @@ def test_a_verdict_does_not_depend_on_the_size_of_the_values(exponent: int) -> N
     assert same.power.zeros == verdict.power.zeros
     if exponent > -500:  # there all numbers are normal ones, and their errors are the same
         assert same.counts == verdict.counts
-        assert same.together.error == pytest.approx(verdict.together.error * 4.0**exponent, rel=1e-12, abs=0)
-        assert same.power == pytest.approx(verdict.power, rel=1e-12)
+        assert same.together.error == verdict.together.error * 4.0**exponent
+        assert same.power == verdict.power
     assert detconv.judge(np.zeros_like(larger), *scaled).status != "rounding"
 
 
